@@ -1,0 +1,1 @@
+//! distd core

@@ -1,0 +1,2 @@
+//! distd-fs
+fn main() {}

@@ -1,0 +1,2 @@
+//! distd-origin
+fn main() {}
