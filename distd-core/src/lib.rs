@@ -1,1 +1,7 @@
-//! distd core
+//! The parts that an origin and a node share: the log and its tree, the formats, the protocol, the
+//! store and the node that joins them. `docs/architecture.md` is the floor plan.
+
+pub mod keys;
+pub mod limits;
+pub mod tree;
+pub mod unit;
