@@ -225,7 +225,9 @@ mod tests {
 
     fn frontier(hashes: &[NodeHash]) -> Frontier {
         let mut frontier = Frontier::empty();
-        hashes.iter().for_each(|hash| frontier.push(*hash));
+        for hash in hashes {
+            frontier.push(*hash);
+        }
         frontier
     }
 
