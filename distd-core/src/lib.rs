@@ -5,5 +5,6 @@ pub mod head;
 pub mod keys;
 pub mod limits;
 pub mod manifest;
+pub mod ppspp;
 pub mod tree;
 pub mod unit;

@@ -1,0 +1,3 @@
+//! PPSPP (RFC 7574) without I/O. `docs/protocol.md` is the profile and lists every deviation.
+
+pub mod codec;
