@@ -10,7 +10,7 @@ die() { say "$*"; exit 1; }
 # program=package: the program is what is looked for, the package is what brings it.
 wanted=(
   fusermount3=fuse3 mkfs.erofs=erofs-utils rsync=rsync getfattr=attr setfacl=acl setcap=libcap2-bin
-  ip=iproute2 strace=strace losetup=mount nsenter=util-linux mkfs.ext4=e2fsprogs dpkg-deb=dpkg
+  ip=iproute2 strace=strace losetup=mount nsenter=util-linux mkfs.ext4=e2fsprogs dpkg-deb=dpkg systemd-analyze=systemd
 )
 case ${1-} in
   '') ;;
