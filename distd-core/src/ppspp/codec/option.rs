@@ -54,7 +54,9 @@ pub enum IntegrityMethod {
 }
 
 impl IntegrityMethod {
-    const ALL: [Self; 4] = [Self::Unprotected, Self::Merkle, Self::SignAll, Self::UnifiedMerkle];
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Unprotected, Self::Merkle, Self::SignAll, Self::UnifiedMerkle];
 
     /// Value of option 3.
     pub const fn code(self) -> u8 {
@@ -85,7 +87,8 @@ pub enum HashFunction {
 }
 
 impl HashFunction {
-    const ALL: [Self; 6] =
+    /// All of them.
+    pub const ALL: [Self; 6] =
         [Self::Sha1, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512, Self::Blake3];
 
     /// Value of option 4.
