@@ -18,7 +18,7 @@ def same(source, mount, seconds=120):
     assert not done.stdout.strip(), f"mount and source differ: {done.stdout[:2000]}"
 
 
-def nanoseconds(source, mount):
+def exactly(source, mount):
     """rsync compares whole seconds when it dry-runs: times, sizes and inode sharing once more, exactly."""
     for directory, names, files in os.walk(os.fsencode(source)):
         for name in [*names, *files]:

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 
-from lib import hosts
+from lib import facts, hosts
 from lib.network import ADDRESS, NODE, ORIGIN, Network
 
 PORT = 7574
@@ -25,6 +25,7 @@ class World:
         self.mountpoint = scratch / "mnt"
         self.mountpoint.mkdir()
         self.servers = []
+        self.overlays = []
         binaries = pathlib.Path(os.environ["DISTD_BIN"]).resolve()
         self.distd_origin, self.distd_fs = binaries / "distd-origin", binaries / "distd-fs"
 
@@ -37,6 +38,8 @@ class World:
         for point in reversed(self.mounts()):
             lazily = ["-l"] if any(failure) else []
             subprocess.run(["umount", *lazily, point], check=not any(failure), timeout=20)
+        for overlay in self.overlays:
+            subprocess.run(["umount", "-l", overlay], check=True)
         self.network.close()
 
     def mounts(self):
@@ -125,6 +128,37 @@ class World:
     def status(self):
         """`distd-fs status --json` of this world's node."""
         return json.loads(self.fs("status", "--json", "--cache", self.cache).out)
+
+    def fetched_bytes(self):
+        """Payload bytes that this world's node has received from peers since it started."""
+        return facts.fetched_bytes(self.status())
+
+    def published(self, source, release="v1"):
+        """The usual beginning: a repository with one release, served."""
+        self.init()
+        self.publish(source, release)
+        self.serve()
+
+    # The machine.
+
+    def disk(self, name, mebibytes):
+        """A file system of its own, that small."""
+        image, point = self.dir / f"{name}.ext4", self.dir / name
+        with image.open("wb") as file:
+            file.truncate(mebibytes << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+        point.mkdir()
+        subprocess.run(["mount", "-o", "loop", image, point], check=True)
+        return point
+
+    def install_helper(self):
+        """/sbin/mount.fuse.distd, for this test alone: an overlay over the machine's directory."""
+        layer = self.dir / "sbin"
+        layer.mkdir()
+        (layer / "mount.fuse.distd").symlink_to(self.distd_fs)
+        real = os.path.realpath("/sbin")
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={layer}:{real}", real], check=True)
+        self.overlays.append(real)
 
     @staticmethod
     def _net(host):

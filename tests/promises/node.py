@@ -1,0 +1,168 @@
+"""Promises about the node's own commands: status, peers, pins, cache, relay, get."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+
+from lib import compare, facts, hosts, tree
+from lib.facts import settled
+from lib.network import ADDRESS, NODE
+from lib.promises import promise
+
+
+@promise()
+def control_socket_is_the_owners_alone(world):
+    world.published(tree.small(world.dir / "source"))
+    world.mount()
+    sockets = [p for p in world.cache.rglob("*") if stat.S_ISSOCK(p.lstat().st_mode)]
+    assert sockets, "no control socket in the cache"
+    for path in sockets:
+        assert path.lstat().st_mode & 0o077 == 0, f"{path}: {oct(path.lstat().st_mode)}"
+    assert world.cache.stat().st_mode & 0o077 == 0
+
+
+@promise()
+def status_and_peers_tell_in_words_and_in_json(world):
+    source = tree.small(world.dir / "source")
+    world.published(source)
+    mount = world.mount()
+    compare.same(source, mount)
+    told = world.fs("status", "--cache", world.cache).out
+    assert str(mount) in told and "v1" in told, told
+    assert str(mount) in json.dumps(world.status())
+    assert facts.fetched_bytes(world.status()) > 8 * tree.MIB
+    peers = world.fs("peers", "--cache", world.cache, "--json").out
+    assert json.loads(peers) and ADDRESS["origin"] in peers, peers
+    assert ADDRESS["origin"] in world.fs("peers", "--cache", world.cache).out
+
+
+@promise(seconds=120)
+def pinned_releases_outlive_eviction(world):
+    source = world.dir / "source"
+    source.mkdir()
+    for name in ("kept", "other"):
+        tree.incompressible(source / name, 8 * tree.MIB, seed=name)
+    world.published(source)
+    mount = world.mount(options="background=none")
+    compare.same(source, mount)
+    world.fs("pin", mount / "kept", "--cache", world.cache)
+    world.fs("cache", "clean", "--cache", world.cache)
+    subprocess.run(["sh", "-c", "echo 3 > /proc/sys/vm/drop_caches"], check=False)
+    before = settled(world)
+    world.umount()
+    hosts.until(lambda: world.node_pid() is None, what="the node's end")
+    world.mount(options="background=none")
+    before = settled(world)
+    assert compare.digest(mount / "kept") == compare.digest(source / "kept")
+    assert settled(world) - before < 64 << 10, "a pinned file was fetched again"
+    assert compare.digest(mount / "other") == compare.digest(source / "other")
+    assert settled(world) - before > 6 * tree.MIB, "clean left what nothing pins"
+    world.fs("unpin", mount / "kept", "--cache", world.cache)
+
+
+@promise(seconds=120)
+def cache_commands_show_limit_and_evict(world):
+    source = world.dir / "source"
+    source.mkdir()
+    for name in ("one", "two"):
+        tree.incompressible(source / name, 8 * tree.MIB, seed=name)
+    world.published(source)
+    mount = world.mount(options="background=none")
+    compare.same(source, mount)
+    size = lambda: sum(p.stat().st_blocks * 512 for p in world.cache.rglob("*") if p.is_file())  # noqa: E731
+    assert json.loads(world.fs("cache", "size", "--cache", world.cache, "--json").out)
+    full = size()
+    world.fs("cache", "evict", mount / "one", "--cache", world.cache)
+    assert full - size() > 7 * tree.MIB, (full, size())
+    world.fs("cache", "limit", "2M", "--cache", world.cache)
+    hosts.until(lambda: size() < 6 * tree.MIB, 20, "the limit")
+    compare.same(source, mount)
+
+
+@promise(seconds=120)
+def prefetch_makes_a_release_local(world):
+    source = tree.small(world.dir / "source")
+    world.published(source)
+    mount = world.mount(options="timeout=3,background=none")
+    world.fs("prefetch", mount, "--cache", world.cache, seconds=60)
+    settled(world)
+    world.stop(world.servers[0], signal.SIGKILL)
+    compare.same(source, mount)
+
+
+@promise(seconds=120)
+def get_writes_a_copy(world):
+    source = tree.odd(world.dir / "source", crowd=100)
+    world.published(source)
+    target = world.dir / "copy"
+    world.fs("get", world.url(), target, "--cache", world.cache, seconds=60)
+    compare.same(source, target)
+    compare.exactly(source, target)
+
+
+@promise(seconds=120)
+def a_relay_serves_what_its_origin_no_longer_can(world):
+    """The relay stands on the origin's host; the node knows it only by its address in SOURCE."""
+    source = tree.small(world.dir / "source")
+    world.published(source)
+    cache = world.dir / "relay-cache"
+    listen = f"{ADDRESS['origin']}:7575"
+    relay = hosts.start("origin", world.distd_fs, "relay", world.url(), "--cache", cache, "--listen", listen)
+    world.servers.append(relay)
+    both = f"distd://{world.id}@{listen},{ADDRESS['origin']}:7574/stable"
+    mount = hosts.until(lambda: mounted(world, both), 20, "a mount over the relay")
+    compare.same(source, mount)
+    world.umount()
+    hosts.until(lambda: world.node_pid() is None, what="the node's end")
+    subprocess.run(["rm", "-rf", world.cache], check=True)
+    world.fs("prefetch", "--cache", cache, code=None)
+    world.stop(world.servers[0], signal.SIGKILL)
+    world.mount(both)
+    compare.same(source, mount)
+
+
+def mounted(world, source):
+    result = world.mount(source, options="timeout=3", code=None)
+    return result if result == world.mountpoint else None
+
+
+@promise(seconds=60)
+def a_planted_cache_is_refused(world):
+    """FAULTS L1: another user's directory, a link, a fifo where the cache should be."""
+    world.published(tree.small(world.dir / "source"))
+    world.cache.mkdir(mode=0o777)
+    os.chmod(world.cache, 0o777)
+    os.chown(world.cache, 1000, 1000)
+    result = world.mount(code=None)
+    assert result != world.mountpoint, "a cache that belongs to another user was used"
+    world.cache.rmdir()
+    os.mkfifo(world.cache)
+    result = world.mount(code=None, seconds=20)
+    assert result != world.mountpoint
+
+
+@promise(seconds=60)
+def a_node_started_twice_on_one_cache_is_one(world):
+    source = tree.small(world.dir / "source")
+    world.published(source)
+    points = []
+    for number in range(4):
+        point = world.dir / f"m{number}"
+        point.mkdir()
+        points.append(point)
+    words = [[world.distd_fs, "mount", world.url(), p, "-o", f"cache={world.cache}"] for p in points]
+    started = [hosts.start(NODE, *w) for w in words]
+    assert [p.wait(30) for p in started] == [0] * 4
+    running = [p for p in os.listdir("/proc") if p.isdigit() and _program(p) == os.path.realpath(world.distd_fs)]
+    assert len(running) == 1, running
+    for point in points:
+        compare.same(source, point)
+
+
+def _program(pid):
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None

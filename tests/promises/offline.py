@@ -1,0 +1,123 @@
+"""Promises about a network that is gone: nothing hangs, and what is local keeps working."""
+
+import errno
+import os
+import signal
+import subprocess
+import time
+
+from lib import compare, hosts, tree
+from lib.facts import settled
+from lib.network import NODE
+from lib.promises import promise
+
+
+def some_read_some_not(world, options=""):
+    """A mount with `read` local and `unread` not, and the origin gone."""
+    source = tree.small(world.dir / "source")
+    for name in ("read", "unread", "unread2"):
+        tree.incompressible(source / name, 4 * tree.MIB, seed=name)
+    world.published(source)
+    mount = world.mount(options=",".join(x for x in ("timeout=3", "background=none", options) if x))
+    os.listdir(mount)
+    compare.digest(mount / "read")
+    settled(world)
+    return source, mount
+
+
+def within(seconds, action):
+    begin = time.monotonic()
+    result = action()
+    took = time.monotonic() - begin
+    assert took < seconds, f"took {took:.2f} s"
+    return result
+
+
+def reads_end_and_the_rest_works(world, source, mount):
+    assert within(2, lambda: compare.digest(mount / "read")) == compare.digest(source / "read")
+    begin = time.monotonic()
+    missing = hosts.run(NODE, "cat", mount / "unread", seconds=20)
+    took = time.monotonic() - begin
+    assert missing.code != 0 and os.strerror(errno.EIO) in missing.err, missing.err
+    assert 1 < took < 6, f"EIO after {took:.1f} s with timeout=3"
+    # While one reader waits, names and attributes are answered at once.
+    waiting = subprocess.Popen(["cat", mount / "unread2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(0.3)
+    for words in (["ls", "-l", mount], ["ls", "-lR", mount / "lib"], ["stat", mount / "unread2"], ["df", mount]):
+        within(1, lambda words=words: subprocess.run(words, check=True, capture_output=True))
+    waiting.kill()
+    within(2, lambda: waiting.wait(5))
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        assert hosts.state(pid) != "D", f"process {pid} is in D state"
+
+
+@promise(seconds=120)
+def with_the_origin_stopped_what_was_read_stays_readable(world):
+    source, mount = some_read_some_not(world)
+    world.stop(world.servers[0], signal.SIGKILL)
+    reads_end_and_the_rest_works(world, source, mount)
+
+
+@promise(seconds=120)
+def with_the_link_dead_what_was_read_stays_readable(world):
+    source, mount = some_read_some_not(world)
+    world.network.unplug()
+    reads_end_and_the_rest_works(world, source, mount)
+
+
+@promise(seconds=120)
+def mounting_again_works_from_the_cache(world):
+    source, mount = some_read_some_not(world)
+    world.stop(world.servers[0], signal.SIGKILL)
+    world.umount()
+    hosts.until(lambda: world.node_pid() is None, what="the node's end")
+    within(6, lambda: world.mount(options="timeout=3"))
+    assert compare.digest(mount / "read") == compare.digest(source / "read")
+    assert sorted(os.listdir(mount)) == sorted(os.listdir(source))
+
+
+@promise(seconds=120)
+def reads_go_on_when_the_origin_comes_back(world):
+    source, mount = some_read_some_not(world)
+    world.stop(world.servers[0], signal.SIGKILL)
+    assert hosts.run(NODE, "cat", mount / "unread", seconds=20).code != 0
+    world.serve()
+
+    def readable():
+        return hosts.run(NODE, "cmp", mount / "unread", source / "unread", seconds=20).code == 0
+
+    hosts.until(readable, 40, "a read after the origin's return")
+
+
+@promise(seconds=120)
+def every_waiting_caller_dies_when_killed(world):
+    """FAULTS F2: whatever waits for a silent network ends within a second of its signal."""
+    _, mount = some_read_some_not(world, "timeout=20")
+    world.network.unplug()
+    callers = {
+        "cat": ["cat", mount / "unread"],
+        "second cat": ["cat", mount / "unread"],
+        "mmap": ["python3", "-c", "import mmap, sys; f = open(sys.argv[1], 'rb'); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[9]", mount / "unread2"],
+        "exec": ["sh", "-c", f"exec {mount / 'unread'}"],
+        "find": ["find", mount],
+    }
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        started = {name: subprocess.Popen(w, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name, w in callers.items()}
+        time.sleep(0.5)
+        for name, process in started.items():
+            process.send_signal(number)
+        for name, process in started.items():
+            try:
+                process.wait(2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise AssertionError(f"{name} outlives {number.name} in state {hosts.state(process.pid)}") from None
+
+
+@promise(seconds=120)
+def umount_works_with_the_network_gone(world):
+    _, mount = some_read_some_not(world)
+    world.network.unplug()
+    within(5, world.umount)
+    assert not world.mounts()
+    hosts.until(lambda: world.node_pid() is None, what="the node's end")
