@@ -1,6 +1,7 @@
 //! A munro and its signature (RFC 7574 §6.1.2.2): `SignedMunro` is a claim, `VerifiedMunro` holds.
 
 use crate::keys::{NtpTime, OriginId, OriginKey};
+use crate::limits::LOG_MUNROS_MAX;
 use crate::unit::MunroIndex;
 
 use super::NodeHash;
@@ -46,8 +47,11 @@ impl SignedMunro {
         plaintext
     }
 
-    /// Checks the signature.
+    /// Checks the signature, and that the munro lies within the longest log.
     pub fn verify(self, origin: &OriginId) -> Result<VerifiedMunro, SignatureError> {
+        if self.munro.0 >= LOG_MUNROS_MAX {
+            return Err(SignatureError { munro: self.munro, origin: *origin });
+        }
         let plaintext = Self::plaintext(self.munro, self.time, self.hash);
         if origin.verify(&plaintext, &self.signature) {
             Ok(VerifiedMunro(self))
@@ -94,6 +98,7 @@ mod tests {
         assert!(signed.verify(&key.id()).is_ok());
         let forgeries = [
             SignedMunro { munro: MunroIndex(6), ..signed },
+            SignedMunro { munro: MunroIndex(u64::MAX), ..signed },
             SignedMunro { hash: NodeHash([4; 32]), ..signed },
             SignedMunro { time: NtpTime(time.0 + 1), ..signed },
         ];
