@@ -157,6 +157,39 @@ impl MunroTree {
         self.knows(slot).then(|| self.nodes[slot])
     }
 
+    /// Takes the hashes that a verified run of this munro carries, without hashing its bytes again;
+    /// `false` if the run is of another munro or of another hash for this one.
+    pub fn learn_run(&mut self, run: &VerifiedRun) -> bool {
+        let (own, other) = (&self.trust, &run.munro);
+        if own.munro() != other.munro() || own.hash() != other.hash() {
+            return false;
+        }
+        let (Some((bin, hash)), Some(mut at_slot)) = (run.nodes.last(), Self::slot(run.bin)) else {
+            return false;
+        };
+        // The uncles lie tallest first; a known node on the way has known nodes above it.
+        let (mut at, mut hash) = (*bin, *hash);
+        let mut uncles = run.uncles.iter().rev();
+        while !self.knows(at_slot) {
+            self.learn(at_slot, hash);
+            let Some((_, uncle)) = uncles.next() else { break };
+            self.learn(at_slot ^ 1, *uncle);
+            hash = if at.is_left() {
+                NodeHash::parent(hash, *uncle)
+            } else {
+                NodeHash::parent(*uncle, hash)
+            };
+            at = at.parent();
+            at_slot /= 2;
+        }
+        for (bin, hash) in &run.nodes {
+            if let Some(slot) = Self::slot(*bin) {
+                self.learn(slot, *hash);
+            }
+        }
+        true
+    }
+
     /// Verifies `bytes` as the content of `bin`.
     ///
     /// `offered` gives hashes that are not proved yet (from a peer's INTEGRITY messages, from a
@@ -318,6 +351,24 @@ mod tests {
             let uncles: Vec<_> = run.uncles().to_vec();
             let offered = |b: Bin| uncles.iter().find(|(u, _)| *u == b).map(|(_, h)| *h);
             prop_assert!(fresh.verify_run(bin, run.bytes().clone(), offered).is_ok());
+        }
+
+        #[test]
+        fn a_learned_run_proves_as_much_as_a_verified_one(layer in 2u32..=10, offset: u64, warm in 0u64..256) {
+            let bin = run_of(layer, offset);
+            let mut tree = MunroTree::new(fixture().munro);
+            let run = tree.verify_run(bin, content(bin), all_uncles).expect("true");
+            let mut learner = MunroTree::new(fixture().munro);
+            let warm = run_of(2, warm);
+            learner.verify_run(warm, content(warm), all_uncles).expect("true");
+            prop_assert!(learner.learn_run(&run));
+            for slot in 1..SLOTS {
+                prop_assert!(!tree.knows(slot) || learner.knows(slot), "slot {}", slot);
+                prop_assert!(!learner.knows(slot) || learner.nodes[slot] == fixture().nodes[slot]);
+            }
+            let key = OriginKey::from_seed(&[9; 32]);
+            let other = VerifiedMunro::sign(&key, MunroIndex(3), NodeHash([0; 32]), NtpTime(1));
+            prop_assert!(!MunroTree::new(other).learn_run(&run));
         }
 
         #[test]
