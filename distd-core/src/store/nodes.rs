@@ -1,0 +1,238 @@
+//! A munro as a disk claims it and as it is proved: its signature, its stored hashes, its tree.
+//!
+//! The tree holds what is proved, in memory; the table is what the disk offers. A hash of the table
+//! counts only when a fold of read bytes meets a proved node with it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::keys::OriginId;
+use crate::limits::{BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
+use crate::tree::{MunroTree, NodeHash, SignatureError, VerifiedMunro, VerifiedRun, VerifyError};
+use crate::unit::{Bin, BlockIndex, BlockRange, MunroIndex};
+
+use super::DiskError;
+use super::segment::{SegmentFile, TABLE_BYTES, table_offset};
+
+/// Bytes of a table that are written at once.
+const PAGE_BYTES: usize = 4096;
+const ZERO: NodeHash = NodeHash([0; 32]);
+
+/// One munro in memory.
+pub(super) struct MunroNodes(Mutex<Inner>);
+
+struct Inner {
+    tree: MunroTree,
+    table: Box<[NodeHash; 512]>,
+    /// Pages of the table that the disk does not have yet, as bits.
+    pages_dirty: u8,
+    record_dirty: bool,
+}
+
+/// Two hashes are validly signed for one munro: the origin's key signed two logs.
+#[derive(Debug)]
+pub(super) struct Conflict {
+    pub(super) known: VerifiedMunro,
+}
+
+impl MunroNodes {
+    /// A munro of which the disk has nothing.
+    pub(super) fn new(trust: VerifiedMunro) -> Self {
+        Self(Mutex::new(Inner {
+            tree: MunroTree::new(trust),
+            table: Box::new([ZERO; 512]),
+            pages_dirty: 0,
+            record_dirty: true,
+        }))
+    }
+
+    /// A munro with the hashes that the disk offers. `stored`: whether the record is on the disk.
+    pub(super) fn load(
+        file: &SegmentFile,
+        trust: VerifiedMunro,
+        stored: bool,
+    ) -> Result<Self, DiskError> {
+        let mut bytes = vec![0; TABLE_BYTES as usize];
+        file.read(table_offset(trust.munro()), &mut bytes)?;
+        let mut table = Box::new([ZERO; 512]);
+        for (node, hash) in table.iter_mut().zip(bytes.as_chunks::<32>().0) {
+            node.0 = *hash;
+        }
+        let tree = MunroTree::new(trust);
+        Ok(Self(Mutex::new(Inner { tree, table, pages_dirty: 0, record_dirty: !stored })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each step leaves proved nodes proved: what a panicking thread left is still right.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The signed munro.
+    pub(super) fn trust(&self) -> VerifiedMunro {
+        *self.lock().tree.trust()
+    }
+
+    /// Takes the hashes that a run carries.
+    pub(super) fn learn(&self, run: &VerifiedRun) -> Result<(), Conflict> {
+        let mut inner = self.lock();
+        let known = *inner.tree.trust();
+        if !inner.tree.learn_run(run) {
+            return Err(Conflict { known });
+        }
+        if run.munro().time().0 > known.time().0 {
+            inner.tree.renew(*run.munro());
+            inner.record_dirty = true;
+        }
+        for (bin, hash) in run.nodes().iter().chain(run.uncles()) {
+            let Some(slot) = MunroTree::slot(*bin) else { continue };
+            if let Some(node) = inner.table.get_mut(slot).filter(|node| *node != hash) {
+                *node = *hash;
+                inner.pages_dirty |= 1 << (slot * 32 / PAGE_BYTES);
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies bytes as a run.
+    pub(super) fn verify(&self, bin: Bin, bytes: Bytes) -> Result<VerifiedRun, VerifyError> {
+        let Inner { tree, table, .. } = &mut *self.lock();
+        tree.verify_run(bin, bytes, |uncle| {
+            let slot = MunroTree::slot(uncle)?;
+            table.get(slot).copied().filter(|hash| *hash != ZERO)
+        })
+    }
+
+    fn proved(&self, bin: Bin) -> Option<NodeHash> {
+        self.lock().tree.node(bin)
+    }
+
+    /// Checks `bytes` as the content of `blocks` (within this munro): the ranges that are wrong.
+    ///
+    /// A proved node over many blocks is compared in one go, at the speed of BLAKE3's widest SIMD
+    /// and outside of the lock; what no proved node covers yet is proved granule by granule.
+    pub(super) fn wrong(&self, blocks: BlockRange, bytes: &[u8]) -> Vec<BlockRange> {
+        let mut wrong = Vec::new();
+        let mut rest = bytes;
+        for bin in aligned_bins(blocks, MUNRO_LAYER) {
+            let Some((content, after)) = rest.split_at_checked(bin.byte_len() as usize) else {
+                break;
+            };
+            rest = after;
+            match self.proved(bin) {
+                Some(hash) if NodeHash::of_bytes(bin, content) == hash => {}
+                _ => self.wrong_below(bin, content, &mut wrong),
+            }
+        }
+        wrong
+    }
+
+    fn wrong_below(&self, bin: Bin, content: &[u8], wrong: &mut Vec<BlockRange>) {
+        for (part, content) in parts(bin, GRANULE_LAYER, content) {
+            if self.verify(part, Bytes::copy_from_slice(content)).is_ok() {
+                continue;
+            }
+            for (block, content) in parts(part, BLOCK_LAYER, content) {
+                if self.verify(block, Bytes::copy_from_slice(content)).is_err() {
+                    wrong.extend(block.blocks());
+                }
+            }
+        }
+    }
+
+    /// Whether the disk lacks something of it.
+    pub(super) fn is_dirty(&self) -> bool {
+        let inner = self.lock();
+        inner.record_dirty || inner.pages_dirty != 0
+    }
+
+    /// Writes what the disk lacks.
+    pub(super) fn write(&self, file: &SegmentFile) -> Result<(), DiskError> {
+        let mut inner = self.lock();
+        let signed = inner.tree.trust().signed();
+        for (page, hashes) in inner.table.chunks(PAGE_BYTES / 32).enumerate() {
+            if inner.pages_dirty & (1 << page) != 0 {
+                let offset = table_offset(signed.munro) + (page * PAGE_BYTES) as u64;
+                file.write(offset, &table_bytes(hashes))?;
+            }
+        }
+        if inner.record_dirty {
+            file.write_record(&signed)?;
+        }
+        inner.pages_dirty = 0;
+        inner.record_dirty = false;
+        Ok(())
+    }
+}
+
+/// The stored form of hashes.
+pub(super) fn table_bytes(hashes: &[NodeHash]) -> Vec<u8> {
+    hashes.iter().flat_map(|hash| hash.0).collect()
+}
+
+/// The record of a munro with its signature checked: `Ok(None)` if there is none.
+pub(super) fn trusted_record(
+    file: &SegmentFile,
+    munro: MunroIndex,
+    origin: &OriginId,
+) -> Result<Option<Result<VerifiedMunro, SignatureError>>, DiskError> {
+    Ok(file.record(munro)?.map(|signed| signed.verify(origin)))
+}
+
+/// `bin` cut into nodes of `layer` (itself if it is no taller) with their content.
+fn parts(bin: Bin, layer: u32, content: &[u8]) -> impl Iterator<Item = (Bin, &[u8])> {
+    let layer = layer.min(bin.layer());
+    let first = bin.offset() << (bin.layer() - layer);
+    let nodes = (first..).map(move |offset| Bin::new(layer, offset));
+    let len = Bin::new(layer, 0).byte_len() as usize;
+    nodes.zip(content.chunks_exact(len))
+}
+
+/// The fewest aligned runs of at most `layer_max` that make up `blocks`, left to right.
+pub(super) fn aligned_bins(blocks: BlockRange, layer_max: u32) -> impl Iterator<Item = Bin> {
+    let end = blocks.end().0;
+    let mut next = blocks.start.0;
+    std::iter::from_fn(move || {
+        let room = end.checked_sub(next).filter(|room| *room > 0)?;
+        let shift = next.trailing_zeros().min(room.ilog2()).min(layer_max - BLOCK_LAYER);
+        let bin = Bin::new(BLOCK_LAYER + shift, next >> shift);
+        next += 1 << shift;
+        Some(bin)
+    })
+}
+
+/// `blocks` cut at munro boundaries.
+pub(super) fn by_munro(blocks: BlockRange) -> impl Iterator<Item = (MunroIndex, BlockRange)> {
+    let end = blocks.end();
+    let mut next = blocks.start;
+    std::iter::from_fn(move || {
+        if next >= end {
+            return None;
+        }
+        let munro = next.munro();
+        let stop = munro.blocks().end().min(end);
+        let part = BlockRange::new(next, stop.0 - next.0);
+        next = BlockIndex(stop.0);
+        Some((munro, part))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn aligned_bins_make_up_the_range(start in 0u64..5000, count in 0u64..2000) {
+            let range = BlockRange::new(BlockIndex(start), count);
+            let blocks: Vec<_> = aligned_bins(range, MUNRO_LAYER)
+                .flat_map(|bin| bin.blocks().into_iter().flat_map(BlockRange::iter))
+                .collect();
+            prop_assert_eq!(blocks, range.iter().collect::<Vec<_>>());
+            let parts: Vec<_> = by_munro(range).collect();
+            prop_assert!(parts.iter().all(|(munro, part)| part.start.munro() == *munro && part.count <= 256));
+            prop_assert_eq!(parts.iter().map(|(_, part)| part.count).sum::<u64>(), count);
+        }
+    }
+}
