@@ -6,5 +6,6 @@ pub mod keys;
 pub mod limits;
 pub mod manifest;
 pub mod ppspp;
+pub mod store;
 pub mod tree;
 pub mod unit;

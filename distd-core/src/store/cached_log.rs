@@ -1,0 +1,538 @@
+//! One origin's log in a node's cache: what of it is held, read back only verified.
+//!
+//! Presence is a claim. Every read folds the bytes to the munro's signature (`nodes`); what does not
+//! fold loses its claim, is counted and reported as missing, so that the reader fetches it again.
+//!
+//! Locks, in the order in which they are taken: `flushing`, `io`, `state`, a munro's nodes. `io` is
+//! shared by everything that reads or writes content, and exclusive for whoever gives disk space
+//! back: a block is never punched between its claim and its read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use bytes::Bytes;
+use lru::LruCache;
+
+use crate::keys::OriginId;
+use crate::limits::{BLOCK_BYTES, MUNRO_LAYER};
+use crate::tree::{VerifiedMunro, VerifiedRun};
+use crate::unit::{Bin, BlockRange, MunroIndex};
+
+use super::cache::Shared;
+use super::directory::Directory;
+use super::eviction::Pins;
+use super::nodes::{Conflict, MunroNodes, by_munro, trusted_record};
+use super::presence::{Bits, PresenceMap, bits_of, or, push_joined, runs};
+use super::segment::{SEGMENT_MUNROS, SegmentFile, Segments, TABLE_BYTES, content_offset};
+use super::{DiskError, OpenError, ReadError, StateError, state_file};
+
+/// Munros of one log whose signature and tree are kept in memory, about 33 KiB each.
+const MUNROS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+
+/// One origin's log in a [`super::Cache`].
+pub struct CachedLog {
+    origin: OriginId,
+    pub(super) shared: Arc<Shared>,
+    pub(super) segments: Segments,
+    pub(super) io: RwLock<()>,
+    pub(super) flushing: Mutex<()>,
+    state: Mutex<State>,
+    damaged_blocks: AtomicU64,
+    evicted_blocks: AtomicU64,
+}
+
+/// What is known in memory.
+pub(super) struct State {
+    pub(super) presence: PresenceMap,
+    pub(super) nodes: LruCache<u64, Arc<MunroNodes>>,
+    /// Munros whose claims or nodes the disk does not have yet.
+    pub(super) dirty: BTreeSet<u64>,
+    /// Blocks that lost their claim since [`CachedLog::take_evicted`], by munro.
+    pub(super) gone: BTreeMap<u64, Bits>,
+    pub(super) pins: Pins,
+    /// Disk space of each segment, in bytes: measured at flush, estimated in between.
+    pub(super) allocated: BTreeMap<u64, u64>,
+}
+
+/// Blocks that lost their claim, since the cache was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// Found wrong when they were read: rot, a torn write, somebody else's bytes.
+    pub damaged_blocks: u64,
+    /// Given up for room, or by [`CachedLog::evict`].
+    pub evicted_blocks: u64,
+}
+
+/// Why a run was not kept. The caller has its bytes and goes on without a cache.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// No room within the quota and the disk's reserve, or none on the disk.
+    #[error("the cache has no room for {needed} bytes: {allocated} of {quota} are in use")]
+    Full {
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes in use.
+        allocated: u64,
+        /// The bound, `u64::MAX` for none: the disk itself is full then.
+        quota: u64,
+    },
+    /// The origin signed two hashes for one munro: evidence of a fork.
+    #[error("munro {}: the origin signed two different hashes", known.munro())]
+    Fork {
+        /// The munro that is held.
+        known: Box<VerifiedMunro>,
+        /// The munro of the run.
+        claimed: Box<VerifiedMunro>,
+    },
+    /// The disk said no.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A file of the cache cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl CachedLog {
+    pub(super) fn new(
+        origin: OriginId,
+        shared: Arc<Shared>,
+        segments: Segments,
+        presence: PresenceMap,
+        allocated: BTreeMap<u64, u64>,
+        pins: Pins,
+    ) -> Self {
+        let state = State {
+            presence,
+            nodes: LruCache::unbounded(),
+            dirty: BTreeSet::new(),
+            gone: BTreeMap::new(),
+            pins,
+            allocated,
+        };
+        Self {
+            origin,
+            shared,
+            segments,
+            io: RwLock::new(()),
+            flushing: Mutex::new(()),
+            state: Mutex::new(state),
+            damaged_blocks: AtomicU64::new(0),
+            evicted_blocks: AtomicU64::new(0),
+        }
+    }
+
+    /// Whose log it is.
+    pub fn origin(&self) -> OriginId {
+        self.origin
+    }
+
+    /// Keeps a run. Readers see it at once; [`super::Cache::flush`] makes it durable.
+    pub fn put(&self, run: &VerifiedRun) -> Result<(), PutError> {
+        let (munro, Some(blocks)) = (run.munro().munro(), run.bin().blocks()) else {
+            return Ok(());
+        };
+        let len = blocks.byte_len();
+        self.shared.make_room(len)?;
+        let tick = self.shared.tick(len);
+        let written = {
+            let _io = self.io();
+            let nodes = self.nodes_for(run)?;
+            nodes.learn(run).map_err(|conflict| Self::fork(&conflict, run))?;
+            self.state().dirty.insert(munro.0);
+            self.write_content(munro, blocks, run.bytes())
+        };
+        match written {
+            Ok(()) => {}
+            Err(PutError::Disk(error)) if error.is_full() => {
+                // The quota was held and yet the disk is full: somebody else fills it.
+                self.shared.evict_bytes(len.max(FULL_DISK_EVICTION_BYTES));
+                let _io = self.io();
+                self.write_content(munro, blocks, run.bytes()).map_err(|error| match error {
+                    PutError::Disk(error) if error.is_full() => self.shared.full(len),
+                    other => other,
+                })?;
+                // Eviction may have dropped the nodes of a munro that held nothing yet.
+                self.nodes_for(run)?.learn(run).map_err(|conflict| Self::fork(&conflict, run))?;
+            }
+            Err(error) => return Err(error),
+        }
+        self.state().presence.touch(munro, blocks, tick);
+        Ok(())
+    }
+
+    /// Writes content and claims it. The caller holds `io`: nothing is punched in between.
+    fn write_content(
+        &self,
+        munro: MunroIndex,
+        blocks: BlockRange,
+        bytes: &[u8],
+    ) -> Result<(), PutError> {
+        if self.state().presence.holds(munro, blocks) {
+            return Ok(());
+        }
+        let segment = Segments::number_of(munro);
+        let file = self.segments.open_or_create(segment).map_err(|error| match error {
+            OpenError::Disk(error) => PutError::Disk(error),
+            other => PutError::Open(other),
+        })?;
+        file.write(content_offset(blocks.start), bytes)?;
+        let mut state = self.state();
+        let first = state.presence.munro(munro).is_none();
+        let added = state.presence.insert(munro, bits_of(blocks));
+        if let Some(gone) = state.gone.get_mut(&munro.0) {
+            *gone = super::presence::and_not(*gone, bits_of(blocks));
+        }
+        // A munro's record, map and ticks take pages of their own only now and then; flush measures.
+        let grown = added * BLOCK_BYTES + if first { TABLE_BYTES } else { 0 };
+        *state.allocated.entry(segment).or_insert(0) += grown;
+        self.shared.grow(grown);
+        Ok(())
+    }
+
+    /// A run of blocks within one munro with its proof, to serve it; `None` if not all of it is held.
+    pub fn read_run(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
+        let (Some(munro), Some(blocks)) = (bin.munro(), bin.blocks()) else { return Ok(None) };
+        if bin.layer() > MUNRO_LAYER {
+            return Ok(None);
+        }
+        let tick = self.shared.tick(blocks.byte_len());
+        let _io = self.io();
+        {
+            let mut state = self.state();
+            if !state.presence.holds(munro, blocks) {
+                return Ok(None);
+            }
+            state.presence.touch(munro, blocks, tick);
+        }
+        let Some((nodes, file)) = self.open_munro(munro)? else {
+            self.drop_damaged(munro, munro.blocks());
+            return Ok(None);
+        };
+        let mut bytes = vec![0; blocks.byte_len() as usize];
+        if let Err(error) = file.read(content_offset(blocks.start), &mut bytes) {
+            tracing::warn!(%error, "the cache cannot be read there");
+            self.drop_damaged(munro, blocks);
+            return Ok(None);
+        }
+        let bytes = Bytes::from(bytes);
+        match nodes.verify(bin, bytes.clone()) {
+            Ok(run) => Ok(Some(run)),
+            Err(_) => {
+                let wrong = nodes.wrong(blocks, &bytes);
+                // All blocks right one by one, and yet no run: a stored hash between is wrong.
+                let wrong = if wrong.is_empty() { vec![blocks] } else { wrong };
+                wrong.into_iter().for_each(|part| self.drop_damaged(munro, part));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads what is held of `blocks` into `out`, verified; gives the ranges that are missing, whose
+    /// bytes in `out` are unspecified or zero.
+    ///
+    /// # Panics
+    /// If `out` is not `blocks.byte_len()` long.
+    pub fn read_blocks(
+        &self,
+        blocks: BlockRange,
+        out: &mut [u8],
+    ) -> Result<Vec<BlockRange>, ReadError> {
+        assert_eq!(out.len() as u64, blocks.byte_len(), "the buffer is as long as the blocks");
+        let tick = self.shared.tick(out.len() as u64);
+        let _io = self.io();
+        let mut missing = Vec::new();
+        let mut rest = out;
+        for (munro, part) in by_munro(blocks) {
+            let (content, after) = rest.split_at_mut(part.byte_len() as usize);
+            rest = after;
+            self.read_part(munro, part, content, tick, &mut missing)?;
+        }
+        Ok(missing)
+    }
+
+    /// Reads the blocks of one munro.
+    fn read_part(
+        &self,
+        munro: MunroIndex,
+        part: BlockRange,
+        out: &mut [u8],
+        tick: u16,
+        missing: &mut Vec<BlockRange>,
+    ) -> Result<(), ReadError> {
+        let mut absent = {
+            let mut state = self.state();
+            state.presence.touch(munro, part, tick);
+            state.presence.parts_missing(part)
+        };
+        if absent == [part] {
+            push_joined(missing, part);
+            return Ok(());
+        }
+        let Some((nodes, file)) = self.open_munro(munro)? else {
+            self.drop_damaged(munro, munro.blocks());
+            push_joined(missing, part);
+            return Ok(());
+        };
+        for held in gaps(part, &absent) {
+            let from = ((held.start.0 - part.start.0) * BLOCK_BYTES) as usize;
+            let Some(content) = out.get_mut(from..from + held.byte_len() as usize) else { break };
+            let wrong = match file.read(content_offset(held.start), content) {
+                Ok(()) => nodes.wrong(held, content),
+                Err(error) => {
+                    tracing::warn!(%error, "the cache cannot be read there");
+                    vec![held]
+                }
+            };
+            for part in wrong {
+                let from = ((part.start.0 - held.start.0) * BLOCK_BYTES) as usize;
+                // What was refused is not even left in the buffer.
+                if let Some(bytes) = content.get_mut(from..from + part.byte_len() as usize) {
+                    bytes.fill(0);
+                }
+                self.drop_damaged(munro, part);
+                absent.push(part);
+            }
+        }
+        absent.sort_unstable_by_key(|range| range.start);
+        absent.into_iter().for_each(|range| push_joined(missing, range));
+        Ok(())
+    }
+
+    /// The signed munro, if something of it is held or it was used lately.
+    pub fn munro(&self, munro: MunroIndex) -> Result<Option<VerifiedMunro>, ReadError> {
+        let _io = self.io();
+        Ok(self.open_munro(munro)?.map(|(nodes, _)| nodes.trust()))
+    }
+
+    /// The parts of `blocks` that are not held.
+    pub fn missing(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.state().presence.parts_missing(blocks)
+    }
+
+    /// Everything that is held.
+    pub fn held(&self) -> Vec<BlockRange> {
+        self.state().presence.held()
+    }
+
+    /// How many of `blocks` are held.
+    pub fn held_blocks(&self, blocks: BlockRange) -> u64 {
+        self.state().presence.count_in(blocks)
+    }
+
+    /// How many blocks are held in all.
+    pub fn held_blocks_total(&self) -> u64 {
+        self.state().presence.count()
+    }
+
+    /// Blocks that lost their claim, evicted or damaged, since the last call, and are not held
+    /// again: peers must be told.
+    pub fn take_evicted(&self) -> Vec<BlockRange> {
+        let gone = std::mem::take(&mut self.state().gone);
+        let mut ranges = Vec::new();
+        for (munro, bits) in gone {
+            runs(MunroIndex(munro), bits).into_iter().for_each(|run| push_joined(&mut ranges, run));
+        }
+        ranges
+    }
+
+    /// Blocks that lost their claim since the cache was opened.
+    pub fn drops(&self) -> Drops {
+        Drops {
+            damaged_blocks: self.damaged_blocks.load(Ordering::Relaxed),
+            evicted_blocks: self.evicted_blocks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Replaces the small state file `name` (a-z, 0-9, -; not beginning with _), durably.
+    pub fn save(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        state_file::save(self.directory(), Self::public_name(name)?, bytes)
+    }
+
+    /// The content of the state file `name`; `None` if it was never saved.
+    pub fn load(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        state_file::load(self.directory(), Self::public_name(name)?)
+    }
+
+    /// Names that begin with _ are the store's own.
+    fn public_name(name: &str) -> Result<&str, StateError> {
+        if name.starts_with('_') {
+            return Err(StateError::Name { name: name.to_owned() });
+        }
+        Ok(name)
+    }
+
+    pub(super) fn directory(&self) -> &Directory {
+        self.segments.directory()
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // Claims are checked at every read: what a panicking thread left behind cannot be believed
+        // wrongly, so that one panic does not take the cache away from everybody.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn io(&self) -> RwLockReadGuard<'_, ()> {
+        self.io.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn count_evicted(&self, blocks: u64) {
+        self.evicted_blocks.fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    fn fork(conflict: &Conflict, run: &VerifiedRun) -> PutError {
+        PutError::Fork { known: Box::new(conflict.known), claimed: Box::new(*run.munro()) }
+    }
+
+    /// Takes the claim of blocks away that were found wrong.
+    fn drop_damaged(&self, munro: MunroIndex, blocks: BlockRange) {
+        let mut state = self.state();
+        let removed = state.presence.remove(munro, bits_of(blocks));
+        let count = super::presence::count(removed);
+        if count == 0 {
+            return;
+        }
+        let gone = state.gone.entry(munro.0).or_insert([0; 4]);
+        *gone = or(*gone, removed);
+        state.dirty.insert(munro.0);
+        self.damaged_blocks.fetch_add(count, Ordering::Relaxed);
+        tracing::warn!(
+            origin = %self.origin, munro = munro.0, first = blocks.start.0, count,
+            "damaged blocks dropped from the cache"
+        );
+    }
+
+    /// The nodes and the segment of a munro; `None` if its record is missing or forged.
+    fn open_munro(
+        &self,
+        munro: MunroIndex,
+    ) -> Result<Option<(Arc<MunroNodes>, Arc<SegmentFile>)>, ReadError> {
+        let Some(file) = self.segments.open(Segments::number_of(munro))? else { return Ok(None) };
+        if let Some(nodes) = self.state().nodes.get(&munro.0) {
+            return Ok(Some((Arc::clone(nodes), file)));
+        }
+        let Some(Ok(trust)) = trusted_record(&file, munro, &self.origin)? else { return Ok(None) };
+        let nodes = self.remember(MunroNodes::load(&file, trust, true)?);
+        Ok(Some((nodes, file)))
+    }
+
+    /// The nodes of a run's munro, begun with the run's signature if there are none.
+    fn nodes_for(&self, run: &VerifiedRun) -> Result<Arc<MunroNodes>, PutError> {
+        let (trust, munro) = (*run.munro(), run.munro().munro());
+        let fresh = {
+            let mut state = self.state();
+            if let Some(nodes) = state.nodes.get(&munro.0) {
+                return Ok(Arc::clone(nodes));
+            }
+            state.presence.munro(munro).is_none()
+        };
+        let file = if fresh { None } else { self.segments.open(Segments::number_of(munro))? };
+        let Some(file) = file else { return Ok(self.remember(MunroNodes::new(trust))) };
+        let stored = trusted_record(&file, munro, &self.origin)?.and_then(Result::ok);
+        match stored {
+            Some(known) if known.hash() != trust.hash() => {
+                Err(Self::fork(&Conflict { known }, run))
+            }
+            Some(known) => Ok(self.remember(MunroNodes::load(&file, known, true)?)),
+            None => Ok(self.remember(MunroNodes::load(&file, trust, false)?)),
+        }
+    }
+
+    /// Keeps nodes in memory; what is longest unused goes, to the disk first if that lacks it.
+    fn remember(&self, nodes: MunroNodes) -> Arc<MunroNodes> {
+        let munro = nodes.trust().munro();
+        let mut state = self.state();
+        if let Some(known) = state.nodes.get(&munro.0) {
+            return Arc::clone(known);
+        }
+        let nodes = Arc::new(nodes);
+        state.nodes.put(munro.0, Arc::clone(&nodes));
+        // Nodes that somebody holds at this moment stay; the next call takes them.
+        for _ in 0..8 {
+            if state.nodes.len() <= MUNROS_IN_MEMORY_MAX.get() {
+                break;
+            }
+            let Some((oldest, nodes)) = state.nodes.pop_lru() else { break };
+            if Arc::strong_count(&nodes) > 1 || !self.write_nodes(&state, oldest, &nodes) {
+                state.nodes.put(oldest, nodes);
+            }
+        }
+        nodes
+    }
+
+    /// Writes nodes that leave memory; `false` if the disk refuses.
+    fn write_nodes(&self, state: &State, munro: u64, nodes: &MunroNodes) -> bool {
+        if !nodes.is_dirty() || state.presence.munro(MunroIndex(munro)).is_none() {
+            return true;
+        }
+        let file = self.segments.open(munro / SEGMENT_MUNROS);
+        matches!(file, Ok(Some(file)) if nodes.write(&file).is_ok())
+    }
+}
+
+/// What is given up at once when the disk is full although the quota is held.
+const FULL_DISK_EVICTION_BYTES: u64 = 8 << 20;
+
+/// The parts of `whole` that lie between the (sorted, disjoint) `holes`.
+fn gaps(whole: BlockRange, holes: &[BlockRange]) -> Vec<BlockRange> {
+    let mut gaps = Vec::with_capacity(holes.len() + 1);
+    let mut next = whole.start;
+    for hole in holes {
+        if hole.start > next {
+            gaps.push(BlockRange::new(next, hole.start.0 - next.0));
+        }
+        next = hole.end();
+    }
+    if whole.end() > next {
+        gaps.push(BlockRange::new(next, whole.end().0 - next.0));
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{blocks, content, origin, run};
+    use super::super::{Cache, CacheOptions};
+    use super::*;
+    use crate::unit::{BlockIndex, GranuleIndex};
+
+    fn open(dir: &std::path::Path) -> (Cache, Arc<CachedLog>) {
+        let cache = Cache::open(dir, CacheOptions::default()).expect("opened");
+        let log = cache.log(origin()).expect("opened");
+        (cache, log)
+    }
+
+    #[test]
+    fn what_is_put_is_read_at_once_and_after_a_flush_and_a_kill() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let dir = temp.path().join("cache");
+        let (cache, log) = open(&dir);
+        let bins = [GranuleIndex(0).bin(), BlockIndex(7).bin(), GranuleIndex(64 * 1024).bin()];
+        bins.iter().for_each(|bin| log.put(&run(*bin)).expect("put"));
+        cache.flush().expect("flushed");
+        let late = GranuleIndex(5).bin();
+        log.put(&run(late)).expect("put");
+        let check = |log: &CachedLog, bins: &[Bin]| {
+            for bin in bins {
+                let read = log.read_run(*bin).expect("read").expect("held");
+                assert_eq!(read.bytes(), run(*bin).bytes());
+                assert_eq!(read.uncles(), run(*bin).uncles());
+            }
+        };
+        check(&log, &bins);
+        check(&log, &[late]);
+        // Dropped without a flush: what a kill leaves.
+        drop((cache, log));
+        let (cache, log) = open(&dir);
+        check(&log, &bins);
+        assert_eq!(log.held(), [blocks(0, 4), blocks(7, 1), blocks(256 * 1024, 4)]);
+        assert!(log.read_run(late).expect("read").is_none());
+        let mut out = vec![0; 10 * 4096];
+        let missing = log.read_blocks(blocks(0, 10), &mut out).expect("read");
+        assert_eq!(missing, [blocks(4, 3), blocks(8, 2)]);
+        assert_eq!(out[..4 * 4096], content(blocks(0, 4)));
+        assert_eq!(out[7 * 4096..8 * 4096], content(blocks(7, 1)));
+        assert_eq!(cache.usage().drops, Drops::default());
+    }
+}

@@ -1,0 +1,36 @@
+//! The only room that touches disk: a node's cache and an origin's log, blocking and thread-safe.
+//!
+//! ```text
+//!   Cache ── CachedLog (one per origin)          OriginLog ── Appender (one at a time)
+//!      │         │  presence, eviction               │  commit file
+//!      │         └────────────┬──────────────────────┘
+//!      │                    nodes      a munro's signature and tree: every read is checked here
+//!      │                   segment     one sparse file per GiB of the log, `docs/format.md`
+//!      └──────────────────directory    O_NOFOLLOW below a descriptor, locks, state files
+//! ```
+//!
+//! What lies on the disk is a claim. It becomes a [`crate::tree::VerifiedRun`] or bytes for a reader
+//! only by folding to a munro whose signature was checked, on every read.
+
+mod appender;
+mod cache;
+mod cached_log;
+mod directory;
+mod eviction;
+#[cfg(test)]
+mod fixture;
+mod flush;
+mod log;
+mod nodes;
+mod presence;
+mod scrub;
+mod segment;
+mod state_file;
+
+pub use appender::{AppendError, Appender};
+pub use cache::{Cache, CacheOptions, Usage};
+pub use cached_log::{CachedLog, Drops, PutError};
+pub use directory::{DiskError, OpenError};
+pub use log::{Commit, OriginLog, ReadError};
+pub use scrub::Damage;
+pub use state_file::StateError;

@@ -1,0 +1,123 @@
+//! Checking a whole log: every signature, every stored hash, every byte.
+
+use rayon::prelude::*;
+
+use crate::limits::{MUNRO_BYTES, MUNRO_LAYER};
+use crate::tree::{Frontier, MunroTree, NodeHash, VerifiedMunro};
+use crate::unit::{Bin, BlockRange, MunroIndex};
+
+use super::nodes::{MunroNodes, trusted_record};
+use super::segment::{SegmentFile, Segments, TABLE_BYTES, content_offset, table_offset};
+use super::{DiskError, OriginLog, ReadError};
+
+/// Munros that are checked between two calls of the progress function.
+const BATCH_MUNROS: u64 = 64;
+
+/// Something of the log that is not as the origin signed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// The segment with this munro is missing or has no valid header.
+    Segment {
+        /// A munro of it.
+        munro: MunroIndex,
+    },
+    /// The munro's signature is missing or does not hold: none of it can be served.
+    Signature {
+        /// Which munro.
+        munro: MunroIndex,
+    },
+    /// The blocks' bytes are wrong.
+    Content {
+        /// Which blocks.
+        blocks: BlockRange,
+    },
+    /// A stored hash is wrong, the bytes below are right: it can be computed again.
+    Hash {
+        /// The first such node of the munro.
+        bin: Bin,
+    },
+    /// The disk cannot read the munro.
+    Unreadable {
+        /// Which munro.
+        munro: MunroIndex,
+    },
+    /// The munros' hashes do not fold to the committed peaks: one was replaced by another signed one.
+    Peaks,
+}
+
+impl OriginLog {
+    /// Checks all that is committed, on all cores. `progress` is told how many munros were checked
+    /// of how many. Gives what is damaged, by position.
+    pub fn verify(&self, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Damage>, ReadError> {
+        let committed = self.known().clone();
+        let total = committed.frontier.munros();
+        let mut damages = Vec::new();
+        let mut frontier = Some(Frontier::empty());
+        for start in (0..total).step_by(BATCH_MUNROS as usize) {
+            let end = total.min(start + BATCH_MUNROS);
+            let checked: Vec<_> =
+                (start..end).into_par_iter().map(|munro| self.check(MunroIndex(munro))).collect();
+            for result in checked {
+                let (trust, damage) = result?;
+                damages.extend(damage);
+                match (trust, &mut frontier) {
+                    (Some(trust), Some(frontier)) => frontier.push(trust.hash()),
+                    // A munro without a hash is reported as such; nothing can be folded over it.
+                    _ => frontier = None,
+                }
+            }
+            progress(end, total);
+        }
+        if frontier.is_some_and(|frontier| frontier != committed.frontier) {
+            damages.push(Damage::Peaks);
+        }
+        Ok(damages)
+    }
+
+    fn check(&self, munro: MunroIndex) -> Result<(Option<VerifiedMunro>, Vec<Damage>), ReadError> {
+        let Some(file) = self.segments().open(Segments::number_of(munro))? else {
+            return Ok((None, vec![Damage::Segment { munro }]));
+        };
+        let trust = match trusted_record(&file, munro, &self.origin()) {
+            Ok(Some(Ok(trust))) => trust,
+            Ok(_) => return Ok((None, vec![Damage::Signature { munro }])),
+            Err(_) => return Ok((None, vec![Damage::Unreadable { munro }])),
+        };
+        let damages =
+            check_content(&file, trust).unwrap_or_else(|_| vec![Damage::Unreadable { munro }]);
+        Ok((Some(trust), damages))
+    }
+}
+
+fn check_content(file: &SegmentFile, trust: VerifiedMunro) -> Result<Vec<Damage>, DiskError> {
+    let munro = trust.munro();
+    let blocks = munro.blocks();
+    let mut content = vec![0; MUNRO_BYTES as usize];
+    file.read(content_offset(blocks.start), &mut content)?;
+    let nodes = MunroTree::hash_content(munro, &content);
+    if nodes[1] != trust.hash() {
+        let stored = MunroNodes::load(file, trust, true)?;
+        let wrong = stored.wrong(blocks, &content);
+        // Every block proved by itself cannot fold to another munro.
+        assert!(!wrong.is_empty(), "wrong content has a wrong block");
+        return Ok(wrong.into_iter().map(|blocks| Damage::Content { blocks }).collect());
+    }
+    let mut table = vec![0; TABLE_BYTES as usize];
+    file.read(table_offset(munro), &mut table)?;
+    let differs = table
+        .as_chunks::<32>()
+        .0
+        .iter()
+        .zip(nodes.iter())
+        .enumerate()
+        .skip(1)
+        .find(|(_, (stored, hash))| NodeHash(**stored) != **hash);
+    Ok(differs.map(|(slot, _)| Damage::Hash { bin: bin_of(munro, slot) }).into_iter().collect())
+}
+
+/// The node of a slot (at least 1) of a munro's table.
+fn bin_of(munro: MunroIndex, slot: usize) -> Bin {
+    let depth = slot.ilog2();
+    let first = munro.0 << depth;
+    Bin::new(MUNRO_LAYER - depth, first + (slot as u64 - (1 << depth)))
+}
