@@ -1,6 +1,5 @@
 """Source trees: plain ones, and one with everything odd that a Unix file system can hold."""
 
-import array
 import os
 import pathlib
 import random
@@ -156,9 +155,3 @@ def incompressible(path, length, seed=1):
     with open(path, "wb") as file:
         for begin in range(0, length, MIB):
             file.write(chance.randbytes(min(MIB, length - begin)))
-
-
-def checksum_pages(path):
-    """Sum of the 64-bit words of a file: cheap, and changes with any bit."""
-    words = array.array("Q", pathlib.Path(path).read_bytes().ljust(8, b"\0"))
-    return sum(words) & (1 << 64) - 1

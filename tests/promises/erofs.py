@@ -10,7 +10,7 @@ KINDS = {"uncompressed": ["-Enoinline_data"], "lz4hc": ["-zlz4hc"]}
 
 
 def image(path, source, kind):
-    words = ["mkfs.erofs", "--quiet", "-T0", "--preserve-mtime", "-x2", *KINDS[kind], path, source]
+    words = ["mkfs.erofs", "--quiet", "-x2", *KINDS[kind], path, source]
     subprocess.run(words, check=True, capture_output=True)
 
 
