@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use crate::keys::OriginId;
 
 use super::cached_log::{CachedLog, Drops, PutError};
@@ -35,7 +37,7 @@ pub struct CacheOptions {
 }
 
 /// What a cache holds and what it did, since it was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Disk space in use, in bytes: allocated, holes do not count.
     pub allocated_bytes: u64,

@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use bytes::Bytes;
 use lru::LruCache;
 
+use serde::{Deserialize, Serialize};
+
 use crate::keys::OriginId;
 use crate::limits::{BLOCK_BYTES, MUNRO_LAYER};
 use crate::tree::{VerifiedMunro, VerifiedRun};
@@ -57,7 +59,7 @@ pub(super) struct State {
 }
 
 /// Blocks that lost their claim, since the cache was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
     /// Found wrong when they were read: rot, a torn write, somebody else's bytes.
     pub damaged_blocks: u64,
