@@ -24,7 +24,7 @@ use crate::tree::{Frontier, MunroTree, NodeHash, VerifiedMunro};
 use crate::unit::{BlockIndex, BlockRange, MunroIndex};
 
 use super::directory::{Access, Directory, Lock};
-use super::log::Committed;
+use super::log::{Committed, ReadError};
 use super::nodes::table_bytes;
 use super::segment::{
     CONTENT_OFFSET, DescriptorPool, Kind, RECORDS_END, SEGMENT_BYTES, SEGMENT_MUNROS, Segments,
@@ -77,6 +77,25 @@ pub struct Appender {
     munro: MunroIndex,
     poisoned: bool,
     _lock: Lock,
+}
+
+/// The log as its new head's block is made.
+pub struct Sealing<'a> {
+    /// Peaks of all munros before the head's own.
+    pub frontier: &'a Frontier,
+    /// Munros that the log will have, the head's own included.
+    pub munros: u64,
+    log: &'a OriginLog,
+    first: MunroIndex,
+    new: &'a [NodeHash],
+}
+
+impl Sealing<'_> {
+    /// The hash of a munro before the head's own, committed or of this epoch.
+    pub fn munro_hash(&self, munro: MunroIndex) -> Result<NodeHash, ReadError> {
+        let new = munro.0.checked_sub(self.first.0).and_then(|i| self.new.get(i as usize));
+        new.map_or_else(|| self.log.munro_hash(munro), |hash| Ok(*hash))
+    }
 }
 
 impl OriginLog {
@@ -168,13 +187,12 @@ impl Appender {
 
     /// Commits the epoch: signs its munros, with the head as the last block of one more munro.
     ///
-    /// `head` is given the peaks of all munros before the head's own, and the number of munros that
-    /// the log will have with it.
+    /// `head` is given all that the head's block says of the log before it.
     pub fn seal<E: From<AppendError>>(
         mut self,
         key: &OriginKey,
         time: NtpTime,
-        head: impl FnOnce(&Frontier, u64) -> Result<[u8; BLOCK_BYTES as usize], E>,
+        head: impl FnOnce(&Sealing<'_>) -> Result<[u8; BLOCK_BYTES as usize], E>,
     ) -> Result<Commit, E> {
         let (expected, found) = (self.log.origin(), key.id());
         if expected != found {
@@ -183,11 +201,15 @@ impl Appender {
         let mut hashes = self.hash_all()?;
         let mut frontier = self.log.frontier();
         let first = MunroIndex(frontier.munros());
-        hashes.iter().for_each(|hash| frontier.push(*hash));
+        for hash in &hashes {
+            frontier.push(*hash);
+        }
         if self.munro.0 >= LOG_MUNROS_MAX {
             return Err(AppendError::Full.into());
         }
-        let head = head(&frontier, self.munro.0 + 1)?;
+        let munros = self.munro.0 + 1;
+        let sealing = Sealing { frontier: &frontier, munros, log: &self.log, first, new: &hashes };
+        let head = head(&sealing)?;
         hashes.push(self.write_head(&head)?);
         frontier.push(hashes[hashes.len() - 1]);
         Ok(self.commit(key, time, first, &hashes, frontier)?)
@@ -410,9 +432,9 @@ mod tests {
     use super::*;
     use crate::unit::ByteRange;
 
-    fn head(frontier: &Frontier, munros: u64) -> Result<[u8; 4096], AppendError> {
-        assert_eq!(frontier.munros() + 1, munros);
-        Ok([munros as u8; 4096])
+    fn head(sealing: &Sealing<'_>) -> Result<[u8; 4096], AppendError> {
+        assert_eq!(sealing.frontier.munros() + 1, sealing.munros);
+        Ok([sealing.munros as u8; 4096])
     }
 
     #[test]

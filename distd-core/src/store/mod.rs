@@ -27,7 +27,7 @@ mod scrub;
 mod segment;
 mod state_file;
 
-pub use appender::{AppendError, Appender};
+pub use appender::{AppendError, Appender, Sealing};
 pub use cache::{Cache, CacheOptions, Usage};
 pub use cached_log::{CachedLog, Drops, PutError};
 pub use directory::{DiskError, OpenError};
