@@ -1,0 +1,153 @@
+//! Walking a release from outside the mount: what `pin` and `cache evict` need to know.
+
+use std::collections::HashSet;
+use std::path::{Component, Path};
+use std::time::{Duration, Instant};
+
+use distd_core::limits::TREE_DEPTH_MAX;
+use distd_core::manifest::{
+    Content, DirectoryNode, Entry, EntryKind, ExtentList, NodeError, Release,
+};
+use distd_core::unit::{BlockRange, ByteRange};
+
+use crate::blocks::{Blocks, Unavailable, read_bytes};
+
+/// Why a path's blocks are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum WalkError {
+    /// No entry of that name.
+    #[error("{} is not in the release", .path.escape_debug())]
+    NoEntry {
+        /// The path within the release.
+        path: String,
+    },
+    /// Metadata that is not local and that nobody sends.
+    #[error("metadata could not be read: {0}")]
+    Unavailable(#[from] Unavailable),
+    /// Metadata that is wrong.
+    #[error("metadata at byte {offset} of the log: {source}")]
+    Damaged {
+        /// Where it lies.
+        offset: u64,
+        /// What is wrong.
+        source: NodeError,
+    },
+    /// Deeper than a tree may be.
+    #[error("the tree is deeper than {TREE_DEPTH_MAX} directories")]
+    Depth,
+}
+
+/// The blocks of the entry at `path` of a release and of everything below it, metadata included,
+/// sorted and merged. Symbolic links are not followed. Each node is waited for up to `timeout`.
+pub fn walk<B: Blocks + ?Sized>(
+    blocks: &B,
+    release: &Release,
+    path: &Path,
+    timeout: Duration,
+) -> Result<Vec<BlockRange>, WalkError> {
+    let mut walker = Walker { blocks, timeout, found: Vec::new(), seen: HashSet::new() };
+    let entry = walker.resolve(release, path)?;
+    let mut level = vec![entry];
+    for _ in 0..=TREE_DEPTH_MAX {
+        let mut below = Vec::new();
+        for entry in level {
+            below.extend(walker.take(&entry)?);
+        }
+        if below.is_empty() {
+            return Ok(merged(walker.found));
+        }
+        level = below;
+    }
+    Err(WalkError::Depth)
+}
+
+struct Walker<'a, B: ?Sized> {
+    blocks: &'a B,
+    timeout: Duration,
+    found: Vec<BlockRange>,
+    /// Directory nodes seen: one that is shared is walked once.
+    seen: HashSet<ByteRange>,
+}
+
+impl<B: Blocks + ?Sized> Walker<'_, B> {
+    fn resolve(&self, release: &Release, path: &Path) -> Result<Entry, WalkError> {
+        use std::os::unix::ffi::OsStrExt;
+        let mut entry = release.root.clone();
+        let no_entry = || WalkError::NoEntry { path: path.display().to_string() };
+        for part in path.components() {
+            let Component::Normal(name) = part else { continue };
+            let EntryKind::Directory(directory) = entry.kind else { return Err(no_entry()) };
+            let node = self.directory(directory.node)?;
+            let index = node.position(name.as_bytes()).ok_or_else(no_entry)?;
+            entry = node.entries()[index].clone();
+        }
+        Ok(entry)
+    }
+
+    /// Takes note of an entry's blocks and gives what is below it.
+    fn take(&mut self, entry: &Entry) -> Result<Vec<Entry>, WalkError> {
+        match &entry.kind {
+            EntryKind::File(file) => match &file.content {
+                Content::Extents(extents) => self.found.extend(extents.data()),
+                Content::List(list) => {
+                    self.found.push(list.blocks());
+                    let bytes = self.read(*list)?;
+                    let damaged = |source| WalkError::Damaged { offset: list.offset, source };
+                    let extents = ExtentList::decode(&bytes, file.size).map_err(damaged)?;
+                    self.found.extend(extents.data());
+                }
+            },
+            EntryKind::Directory(directory) if self.seen.insert(directory.node) => {
+                self.found.push(directory.node.blocks());
+                return Ok(self.directory(directory.node)?.entries().to_vec());
+            }
+            _ => {}
+        }
+        Ok(Vec::new())
+    }
+
+    fn directory(&self, range: ByteRange) -> Result<DirectoryNode, WalkError> {
+        let damaged = |source| WalkError::Damaged { offset: range.offset, source };
+        DirectoryNode::decode(&self.read(range)?).map_err(damaged)
+    }
+
+    fn read(&self, range: ByteRange) -> Result<Vec<u8>, Unavailable> {
+        read_bytes(self.blocks, range, Instant::now() + self.timeout)
+    }
+}
+
+/// Sorted, without overlaps or neighbours that could be one.
+fn merged(mut ranges: Vec<BlockRange>) -> Vec<BlockRange> {
+    ranges.sort_unstable();
+    let mut merged: Vec<BlockRange> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end() => {
+                last.count = last.count.max(range.end().0 - last.start.0);
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use distd_core::unit::BlockIndex;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn merging_keeps_each_block_once(list in proptest::collection::vec((0u64..60, 1u64..9), 0..20)) {
+            let ranges: Vec<_> =
+                list.iter().map(|(start, count)| BlockRange::new(BlockIndex(*start), *count)).collect();
+            let plain: BTreeSet<_> = ranges.iter().flat_map(|range| range.iter()).collect();
+            let merged = merged(ranges);
+            let blocks: Vec<_> = merged.iter().flat_map(|range| range.iter()).collect();
+            prop_assert_eq!(blocks, plain.into_iter().collect::<Vec<_>>());
+            prop_assert!(merged.windows(2).all(|pair| pair[0].end() < pair[1].start));
+        }
+    }
+}
