@@ -43,9 +43,7 @@ trap cleanup EXIT
 trap 'exit 130' INT TERM
 mkdir -p "$mnt" "$image" "$work/releases"
 
-# One figure out of `--json`.
-figure() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
-fetched() { distd-fs status --cache "$cache" --json | figure fetched_bytes; }
+fetched() { distd-fs status --cache "$cache" --json | python3 -c "import json, sys; print(sum(s[\"fetched_metadata_bytes\"] + s[\"fetched_data_bytes\"] for s in json.load(sys.stdin)[\"swarms\"]))"; }
 mib() { awk -v b="$1" 'BEGIN { printf "%.1f MiB", b / 1048576 }'; }
 # What a step fetched: runs the rest of its arguments in between.
 costs() {

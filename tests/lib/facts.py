@@ -6,7 +6,8 @@ from lib import hosts
 
 
 def fetched_bytes(status):
-    return status["fetched_bytes"]
+    """Verified bytes from peers since the node started, metadata included."""
+    return sum(s["fetched_metadata_bytes"] + s["fetched_data_bytes"] for s in status["swarms"])
 
 
 def new_bytes(publish):

@@ -88,8 +88,10 @@ def xattrs_of_distd_tell_about_a_file(world):
     mount = world.mount()
     for name, content in (("abc", b"abc"), ("empty", b"")):
         assert os.getxattr(mount / name, "user.distd.blake3").decode() == BLAKE3[content]
-    assert os.getxattr(mount, "user.distd.release").decode() == "v1"
-    assert os.getxattr(mount / "big", "user.distd.local_bytes").isdigit()
+    for name, value in (("release", "stable@v1"), ("version", "v1"), ("track", "stable"), ("origin", world.id)):
+        for path in (mount, mount / "lib/a/file1"):
+            assert os.getxattr(path, f"user.distd.{name}").decode() == value, (path, name)
+    assert os.getxattr(mount / "big", "user.distd.local") and os.getxattr(mount / "big", "user.distd.uids")
     # They are answered, not listed: a copy of the tree does not carry them along.
     assert not [x for x in os.listxattr(mount / "big") if x.startswith("user.distd")]
 
