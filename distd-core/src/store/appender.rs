@@ -432,6 +432,7 @@ mod tests {
     use super::*;
     use crate::unit::ByteRange;
 
+    #[expect(clippy::unnecessary_wraps, reason = "as seal takes it")]
     fn head(sealing: &Sealing<'_>) -> Result<[u8; 4096], AppendError> {
         assert_eq!(sealing.frontier.munros() + 1, sealing.munros);
         Ok([sealing.munros as u8; 4096])

@@ -22,7 +22,7 @@ use super::{OpenError, StateError, state_file};
 /// Nothing is flushed when it is dropped: call [`Cache::flush`] every second or two while it is in
 /// use and before the end. What was not flushed is fetched again.
 pub struct Cache {
-    root: Directory,
+    root: Arc<Directory>,
     shared: Arc<Shared>,
     logs: Mutex<BTreeMap<OriginId, Arc<CachedLog>>>,
 }
@@ -69,7 +69,7 @@ pub(super) struct Shared {
 
 /// The disk's free space, asked for anew after each [`FREE_PROBE_BYTES`] of growth.
 struct FreeBytes {
-    root: Directory,
+    root: Arc<Directory>,
     known: AtomicU64,
     grown_since: AtomicU64,
 }
@@ -86,7 +86,7 @@ const FREE_PROBE_BYTES: u64 = 16 << 20;
 impl Cache {
     /// Opens the cache in `dir`, made with mode 0700 if it is missing.
     pub fn open(dir: &Path, options: CacheOptions) -> Result<Self, OpenError> {
-        let root = Directory::private(dir)?;
+        let root = Arc::new(Directory::private(dir)?);
         let lock = root.lock("lock")?;
         check_format(&root)?;
         let shared = Arc::new(Shared {
@@ -97,7 +97,7 @@ impl Cache {
             free_bytes: FreeBytes {
                 known: AtomicU64::new(root.disk_free_bytes()?),
                 grown_since: AtomicU64::new(0),
-                root: Directory::private(dir)?,
+                root: Arc::clone(&root),
             },
             logs: Mutex::new(Vec::new()),
             evicting: Mutex::new(()),

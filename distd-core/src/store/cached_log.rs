@@ -40,6 +40,8 @@ pub struct CachedLog {
     pub(super) segments: Segments,
     pub(super) io: RwLock<()>,
     pub(super) flushing: Mutex<()>,
+    /// Held while pins change, so that their file and the memory agree on the last change.
+    pub(super) pinning: Mutex<()>,
     state: Mutex<State>,
     damaged_blocks: AtomicU64,
     evicted_blocks: AtomicU64,
@@ -57,6 +59,9 @@ pub(super) struct State {
     /// Disk space of each segment, in bytes: measured at flush, estimated in between.
     pub(super) allocated: BTreeMap<u64, u64>,
 }
+
+/// A munro's nodes and the segment that holds its content.
+type OpenMunro = (Arc<MunroNodes>, Arc<SegmentFile>);
 
 /// Blocks that lost their claim, since the cache was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +124,7 @@ impl CachedLog {
             segments,
             io: RwLock::new(()),
             flushing: Mutex::new(()),
+            pinning: Mutex::new(()),
             state: Mutex::new(state),
             damaged_blocks: AtomicU64::new(0),
             evicted_blocks: AtomicU64::new(0),
@@ -132,36 +138,55 @@ impl CachedLog {
 
     /// Keeps a run. Readers see it at once; [`super::Cache::flush`] makes it durable.
     pub fn put(&self, run: &VerifiedRun) -> Result<(), PutError> {
-        let (munro, Some(blocks)) = (run.munro().munro(), run.bin().blocks()) else {
-            return Ok(());
-        };
+        let Some(blocks) = run.bin().blocks() else { return Ok(()) };
         let len = blocks.byte_len();
-        self.shared.make_room(len)?;
-        let tick = self.shared.tick(len);
-        let written = {
-            let _io = self.io();
-            let nodes = self.nodes_for(run)?;
-            nodes.learn(run).map_err(|conflict| Self::fork(&conflict, run))?;
-            self.state().dirty.insert(munro.0);
-            self.write_content(munro, blocks, run.bytes())
-        };
-        match written {
-            Ok(()) => {}
+        self.make_room(run.munro().munro(), len)?;
+        match self.put_once(run, blocks) {
             Err(PutError::Disk(error)) if error.is_full() => {
                 // The quota was held and yet the disk is full: somebody else fills it.
                 self.shared.evict_bytes(len.max(FULL_DISK_EVICTION_BYTES));
-                let _io = self.io();
-                self.write_content(munro, blocks, run.bytes()).map_err(|error| match error {
+                self.put_once(run, blocks).map_err(|error| match error {
                     PutError::Disk(error) if error.is_full() => self.shared.full(len),
                     other => other,
-                })?;
-                // Eviction may have dropped the nodes of a munro that held nothing yet.
-                self.nodes_for(run)?.learn(run).map_err(|conflict| Self::fork(&conflict, run))?;
+                })
             }
-            Err(error) => return Err(error),
+            other => other,
         }
-        self.state().presence.touch(munro, blocks, tick);
+    }
+
+    fn put_once(&self, run: &VerifiedRun, blocks: BlockRange) -> Result<(), PutError> {
+        let munro = run.munro().munro();
+        let tick = self.shared.tick(blocks.byte_len());
+        let _io = self.io();
+        let nodes = self.nodes_for(run)?;
+        nodes.learn(run).map_err(|conflict| Self::fork(&conflict, run))?;
+        self.write_content(munro, blocks, run.bytes())?;
+        let mut state = self.state();
+        state.dirty.insert(munro.0);
+        state.presence.touch(munro, blocks, tick);
         Ok(())
+    }
+
+    fn make_room(&self, munro: MunroIndex, len: u64) -> Result<(), PutError> {
+        let mut needed = 0;
+        // Eviction may take the rest of this very munro, or of its segment: twice at most.
+        while needed < len + self.overhead(munro) {
+            needed = len + self.overhead(munro);
+            self.shared.make_room(needed)?;
+        }
+        Ok(())
+    }
+
+    /// What a munro's first block takes besides itself, in bytes: a bound; flush measures.
+    fn overhead(&self, munro: MunroIndex) -> u64 {
+        let state = self.state();
+        match state.presence.munro(munro) {
+            Some(_) => 0,
+            None if state.allocated.contains_key(&Segments::number_of(munro)) => {
+                TABLE_BYTES + INDEX_PAGES_BYTES
+            }
+            None => TABLE_BYTES + 2 * INDEX_PAGES_BYTES,
+        }
     }
 
     /// Writes content and claims it. The caller holds `io`: nothing is punched in between.
@@ -179,15 +204,14 @@ impl CachedLog {
             OpenError::Disk(error) => PutError::Disk(error),
             other => PutError::Open(other),
         })?;
+        let overhead = self.overhead(munro);
         file.write(content_offset(blocks.start), bytes)?;
         let mut state = self.state();
-        let first = state.presence.munro(munro).is_none();
         let added = state.presence.insert(munro, bits_of(blocks));
         if let Some(gone) = state.gone.get_mut(&munro.0) {
             *gone = super::presence::and_not(*gone, bits_of(blocks));
         }
-        // A munro's record, map and ticks take pages of their own only now and then; flush measures.
-        let grown = added * BLOCK_BYTES + if first { TABLE_BYTES } else { 0 };
+        let grown = added * BLOCK_BYTES + overhead;
         *state.allocated.entry(segment).or_insert(0) += grown;
         self.shared.grow(grown);
         Ok(())
@@ -219,16 +243,16 @@ impl CachedLog {
             return Ok(None);
         }
         let bytes = Bytes::from(bytes);
-        match nodes.verify(bin, bytes.clone()) {
-            Ok(run) => Ok(Some(run)),
-            Err(_) => {
-                let wrong = nodes.wrong(blocks, &bytes);
-                // All blocks right one by one, and yet no run: a stored hash between is wrong.
-                let wrong = if wrong.is_empty() { vec![blocks] } else { wrong };
-                wrong.into_iter().for_each(|part| self.drop_damaged(munro, part));
-                Ok(None)
-            }
+        if let Ok(run) = nodes.verify(bin, bytes.clone()) {
+            return Ok(Some(run));
         }
+        let wrong = nodes.wrong(blocks, &bytes);
+        // All blocks right one by one, and yet no run: a stored hash between is wrong.
+        let wrong = if wrong.is_empty() { vec![blocks] } else { wrong };
+        for part in wrong {
+            self.drop_damaged(munro, part);
+        }
+        Ok(None)
     }
 
     /// Reads what is held of `blocks` into `out`, verified; gives the ranges that are missing, whose
@@ -298,7 +322,9 @@ impl CachedLog {
             }
         }
         absent.sort_unstable_by_key(|range| range.start);
-        absent.into_iter().for_each(|range| push_joined(missing, range));
+        for range in absent {
+            push_joined(missing, range);
+        }
         Ok(())
     }
 
@@ -334,7 +360,9 @@ impl CachedLog {
         let gone = std::mem::take(&mut self.state().gone);
         let mut ranges = Vec::new();
         for (munro, bits) in gone {
-            runs(MunroIndex(munro), bits).into_iter().for_each(|run| push_joined(&mut ranges, run));
+            for run in runs(MunroIndex(munro), bits) {
+                push_joined(&mut ranges, run);
+            }
         }
         ranges
     }
@@ -406,17 +434,25 @@ impl CachedLog {
     }
 
     /// The nodes and the segment of a munro; `None` if its record is missing or forged.
-    fn open_munro(
-        &self,
-        munro: MunroIndex,
-    ) -> Result<Option<(Arc<MunroNodes>, Arc<SegmentFile>)>, ReadError> {
+    fn open_munro(&self, munro: MunroIndex) -> Result<Option<OpenMunro>, ReadError> {
         let Some(file) = self.segments.open(Segments::number_of(munro))? else { return Ok(None) };
         if let Some(nodes) = self.state().nodes.get(&munro.0) {
             return Ok(Some((Arc::clone(nodes), file)));
         }
-        let Some(Ok(trust)) = trusted_record(&file, munro, &self.origin)? else { return Ok(None) };
-        let nodes = self.remember(MunroNodes::load(&file, trust, true)?);
-        Ok(Some((nodes, file)))
+        let loaded = trusted_record(&file, munro, &self.origin).and_then(|record| {
+            record
+                .and_then(Result::ok)
+                .map(|trust| MunroNodes::load(&file, trust, true))
+                .transpose()
+        });
+        match loaded {
+            Ok(nodes) => Ok(nodes.map(|nodes| (self.remember(nodes), file))),
+            Err(error) => {
+                // A sector that cannot be read is as good as one that is wrong: fetched again.
+                tracing::warn!(%error, "the cache cannot be read there");
+                Ok(None)
+            }
+        }
     }
 
     /// The nodes of a run's munro, begun with the run's signature if there are none.
@@ -431,7 +467,8 @@ impl CachedLog {
         };
         let file = if fresh { None } else { self.segments.open(Segments::number_of(munro))? };
         let Some(file) = file else { return Ok(self.remember(MunroNodes::new(trust))) };
-        let stored = trusted_record(&file, munro, &self.origin)?.and_then(Result::ok);
+        // Whatever is wrong with the stored record, the run brings a right one.
+        let stored = trusted_record(&file, munro, &self.origin).ok().flatten().and_then(Result::ok);
         match stored {
             Some(known) if known.hash() != trust.hash() => {
                 Err(Self::fork(&Conflict { known }, run))
@@ -473,6 +510,8 @@ impl CachedLog {
     }
 }
 
+/// A page each of the map, the ticks and the records, and one for the file system's own index.
+const INDEX_PAGES_BYTES: u64 = 4 * BLOCK_BYTES;
 /// What is given up at once when the disk is full although the quota is held.
 const FULL_DISK_EVICTION_BYTES: u64 = 8 << 20;
 
@@ -511,7 +550,9 @@ mod tests {
         let dir = temp.path().join("cache");
         let (cache, log) = open(&dir);
         let bins = [GranuleIndex(0).bin(), BlockIndex(7).bin(), GranuleIndex(64 * 1024).bin()];
-        bins.iter().for_each(|bin| log.put(&run(*bin)).expect("put"));
+        for bin in bins {
+            log.put(&run(bin)).expect("put");
+        }
         cache.flush().expect("flushed");
         let late = GranuleIndex(5).bin();
         log.put(&run(late)).expect("put");

@@ -105,8 +105,7 @@ impl CachedLog {
     }
 
     fn change_pins(&self, change: impl FnOnce(&mut Pins)) -> Result<(), StateError> {
-        // One change at a time, so that the file and the memory agree on the last one.
-        let _one = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.pinning.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = {
             let pins = &mut self.state().pins;
             change(pins);
@@ -247,7 +246,9 @@ impl Shared {
     fn evict(&self, bytes: u64) -> u64 {
         let logs = self.logs();
         let mut bytes_at = vec![0; usize::from(Tick::MAX) + 1];
-        logs.iter().for_each(|log| log.tally(&mut bytes_at));
+        for log in &logs {
+            log.tally(&mut bytes_at);
+        }
         let mut sum = 0u64;
         let threshold = bytes_at.iter().position(|bytes_of_tick| {
             sum = sum.saturating_add(*bytes_of_tick);

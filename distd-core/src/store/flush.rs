@@ -54,6 +54,10 @@ impl CachedLog {
         file.sync()?;
         // Nothing is punched while the map is written: it would claim what is just given up.
         let _io = self.io();
+        if file.is_removed()? {
+            // Everything in it was evicted meanwhile; what was put since is marked dirty again.
+            return Ok(());
+        }
         for (munro, bits) in synced {
             let (durable, ticks) = {
                 let mut state = self.state();

@@ -14,6 +14,8 @@
 
 mod appender;
 mod cache;
+#[cfg(test)]
+mod cache_promises;
 mod cached_log;
 mod directory;
 mod eviction;
@@ -21,6 +23,8 @@ mod eviction;
 mod fixture;
 mod flush;
 mod log;
+#[cfg(test)]
+mod log_promises;
 mod nodes;
 mod presence;
 mod scrub;

@@ -87,7 +87,10 @@ impl DescriptorPool {
     /// A quarter of what the process may open, at least 4 and at most 256: the rest is for sockets.
     pub(super) fn new() -> Self {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(1024);
-        let bound = (limit / 4).clamp(4, 256) as usize;
+        Self::with_bound((limit / 4).clamp(4, 256) as usize)
+    }
+
+    fn with_bound(bound: usize) -> Self {
         let bound = std::num::NonZeroUsize::new(bound).unwrap_or(std::num::NonZeroUsize::MIN);
         Self { open: Mutex::new(LruCache::new(bound)) }
     }
@@ -281,6 +284,11 @@ impl SegmentFile {
         self.metadata().map(|metadata| metadata.len())
     }
 
+    /// Whether the file has lost its name.
+    pub(super) fn is_removed(&self) -> Result<bool, DiskError> {
+        self.metadata().map(|metadata| metadata.nlink() == 0)
+    }
+
     fn metadata(&self) -> Result<std::fs::Metadata, DiskError> {
         self.file.metadata().map_err(|source| DiskError::new("examine", &self.path, source))
     }
@@ -401,5 +409,23 @@ mod tests {
         assert!(segments(Kind::Cache, 1).open(6).expect("readable").is_none());
         segments(Kind::Cache, 1).open_or_create(6).expect("replaced");
         assert!(segments(Kind::Cache, 1).open(6).expect("readable").is_some());
+    }
+
+    #[test]
+    fn descriptors_are_bounded() {
+        let temp = tempfile::tempdir().expect("tempdir");
+        let directory = Arc::new(Directory::private(temp.path()).expect("opened"));
+        let pool = Arc::new(DescriptorPool::with_bound(4));
+        let origin = OriginId([1; 32]);
+        let segments = Segments::new(directory, Kind::Cache, origin, Access::Write, pool);
+        for number in (0..20).chain(0..20) {
+            segments.open_or_create(number).expect("opened");
+        }
+        let here = |entry: &std::fs::DirEntry| {
+            std::fs::read_link(entry.path())
+                .is_ok_and(|target| target.starts_with(temp.path()) && target.extension().is_some())
+        };
+        let open = std::fs::read_dir("/proc/self/fd").expect("listed").flatten().filter(here);
+        assert_eq!(open.count(), 4);
     }
 }

@@ -134,7 +134,8 @@ mod tests {
     fn what_is_saved_is_loaded() {
         let (_temp, directory) = directory();
         assert!(load(&directory, "head").expect("readable").is_none());
-        for content in [&b""[..], b"one", &[7; 100_000]] {
+        let long = vec![7; 100_000];
+        for content in [&b""[..], b"one", &long] {
             save(&directory, "head", content).expect("saved");
             assert_eq!(load(&directory, "head").expect("readable").as_deref(), Some(content));
         }
