@@ -1,0 +1,8 @@
+//! The origin's side: a tree of files becomes a release in the log.
+//!
+//! ```text
+//! SRC -> scan -> stat_cache -> content -> dedup -> metadata -> publish -> log (store)
+//!                                  \________ index ________/
+//! ```
+
+pub mod scan;
