@@ -5,4 +5,5 @@
 //!                                  \________ index ________/
 //! ```
 
+pub mod content;
 pub mod scan;
