@@ -6,4 +6,5 @@
 //! ```
 
 pub mod content;
+pub mod dedup;
 pub mod scan;
