@@ -7,4 +7,6 @@
 
 pub mod content;
 pub mod dedup;
+pub mod index;
 pub mod scan;
+pub mod stat_cache;
