@@ -8,5 +8,6 @@
 pub mod content;
 pub mod dedup;
 pub mod index;
+pub mod metadata;
 pub mod scan;
 pub mod stat_cache;
