@@ -5,9 +5,14 @@
 //!                                  \________ index ________/
 //! ```
 
+pub mod catch_up;
 pub mod content;
 pub mod dedup;
+pub mod history;
 pub mod index;
 pub mod metadata;
+pub mod publish;
+pub mod repo;
 pub mod scan;
+pub mod seal;
 pub mod stat_cache;
