@@ -6,13 +6,19 @@
 //! ```
 
 pub mod catch_up;
+pub mod cli;
 pub mod content;
 pub mod dedup;
+pub mod diff;
 pub mod history;
 pub mod index;
 pub mod metadata;
 pub mod publish;
 pub mod repo;
+pub mod rollback;
 pub mod scan;
 pub mod seal;
+pub mod show;
 pub mod stat_cache;
+pub mod time;
+pub mod verify;

@@ -1,2 +1,7 @@
-//! distd-origin
-fn main() {}
+//! `distd-origin`: publishes and serves releases.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    distd_origin::cli::main()
+}

@@ -1,0 +1,224 @@
+//! `verify`: is everything in the log as it was signed, and does every release hold together.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use distd_core::limits::BLOCK_BYTES;
+use distd_core::manifest::{Content, EntryKind, File};
+use distd_core::store::{Damage, OriginLog, ReadError};
+use distd_core::unit::{BlockRange, ByteRange, HumanBytes};
+use serde::Serialize;
+
+use crate::history::{
+    History, HistoryError, Met, join, read_extents, read_head, read_release, walk,
+};
+use crate::scan::TreePath;
+
+/// Damaged files that are named; more are counted.
+const FILES_NAMED_MAX: usize = 1000;
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// Where.
+    pub place: String,
+    /// Expected and found.
+    pub what: String,
+}
+
+/// All that `verify` found.
+#[derive(Debug, Default, Serialize)]
+pub struct VerifyReport {
+    /// Munros of 1 MiB whose content, hashes and signatures were checked.
+    pub munros: u64,
+    /// Heads in the chain.
+    pub heads: u64,
+    /// Releases whose trees were walked.
+    pub releases: u64,
+    /// What is wrong; empty for a sound repository.
+    pub faults: Vec<Fault>,
+    /// Files that cannot be served whole, as `TRACK@VERSION:PATH`.
+    pub damaged_files: Vec<String>,
+    /// More of them than are named.
+    pub more_damaged_files: u64,
+}
+
+impl VerifyReport {
+    fn fault(&mut self, place: impl Into<String>, what: impl Into<String>) {
+        self.faults.push(Fault { place: place.into(), what: what.into() });
+    }
+
+    /// Whether all is well.
+    pub fn is_sound(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    /// One line a fault, and the verdict.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for Fault { place, what } in &self.faults {
+            let _ = writeln!(text, "{place}: {what}");
+        }
+        for file in &self.damaged_files {
+            let _ = writeln!(text, "damaged file: {file}");
+        }
+        if self.more_damaged_files > 0 {
+            let _ = writeln!(text, "and {} more damaged files", self.more_damaged_files);
+        }
+        let Self { munros, heads, releases, .. } = self;
+        let checked = format!("{munros} munros, {heads} heads, {releases} releases");
+        if self.is_sound() {
+            let _ = writeln!(text, "verified: {checked}; everything is as it was signed");
+        } else {
+            let faults = self.faults.len();
+            let _ = writeln!(text, "verification failed: {faults} faults in {checked}");
+        }
+        text
+    }
+}
+
+/// Checks everything. `progress` is told munros done and to do.
+pub fn verify(log: &OriginLog, progress: impl FnMut(u64, u64)) -> Result<VerifyReport, ReadError> {
+    let mut report = VerifyReport::default();
+    let Some(commit) = log.committed() else { return Ok(report) };
+    report.munros = commit.munros;
+    let mut damaged = Vec::new();
+    for damage in log.verify(progress)? {
+        let (place, what, blocks) = describe(&damage);
+        damaged.extend(blocks);
+        report.fault(place, what);
+    }
+    check_heads(log, commit.munros, &mut report);
+    let history = match History::read(log) {
+        Ok(history) => history,
+        Err(error) => {
+            report.fault("the newest head or the catalog", error.to_string());
+            return Ok(report);
+        }
+    };
+    let mut checked = HashSet::new();
+    let damaged = crate::history::merge(damaged);
+    for item in &history.catalog.items {
+        let name = format!("{}@{}", item.track, item.version);
+        let checked_release =
+            check_release(log, &name, item.release, &damaged, &mut checked, &mut report);
+        match checked_release {
+            Ok(()) => report.releases += 1,
+            Err(error) => report.fault(format!("release {name}"), error.to_string()),
+        }
+    }
+    let tracks = history.head.iter().flat_map(|placed| &placed.head.tracks);
+    for track in tracks {
+        let item = history.catalog.find(&track.name, &track.version);
+        if item.is_none_or(|item| item.release != track.release) {
+            let what = "expected a release that the catalog lists, found none";
+            report.fault(format!("track {}", track.name), what);
+        }
+    }
+    Ok(report)
+}
+
+fn describe(damage: &Damage) -> (String, String, Option<BlockRange>) {
+    let bytes = |blocks: &BlockRange| {
+        let (start, end) = (blocks.byte_offset(), blocks.end().byte_offset());
+        let size = HumanBytes(blocks.byte_len());
+        format!("log bytes {start}..{end} ({size}, munro {})", blocks.start.munro())
+    };
+    match damage {
+        Damage::Content { blocks } => {
+            let what = "expected what the origin signed, found other bytes: they are not served";
+            (bytes(blocks), what.into(), Some(*blocks))
+        }
+        Damage::Signature { munro } => (
+            bytes(&munro.blocks()),
+            "expected the origin's signature, found none that holds".into(),
+            Some(munro.blocks()),
+        ),
+        Damage::Unreadable { munro } => {
+            let what = "the disk cannot read it";
+            (bytes(&munro.blocks()), what.into(), Some(munro.blocks()))
+        }
+        Damage::Segment { munro } => {
+            let what = "expected a segment file, it is missing or not one";
+            (bytes(&munro.blocks()), what.into(), Some(munro.blocks()))
+        }
+        Damage::Hash { bin } => (
+            format!("the stored hash of bin {bin}"),
+            "it is not the hash of the bytes below it, which are right".into(),
+            None,
+        ),
+        Damage::Peaks => (
+            "the log's peaks".into(),
+            "the munros do not fold to the committed peaks: one was replaced by another one".into(),
+            None,
+        ),
+    }
+}
+
+/// Follows the chain of heads to the first one.
+fn check_heads(log: &OriginLog, munros: u64, report: &mut VerifyReport) {
+    let place = |munros: u64| format!("the head at {munros} munros");
+    let mut newer = match read_head(log, munros) {
+        Ok(head) => head,
+        Err(error) => return report.fault(place(munros), error.to_string()),
+    };
+    report.heads += 1;
+    while let Some(previous) = newer.head.previous.as_ref().map(|previous| previous.munros) {
+        let older = match read_head(log, previous) {
+            Ok(head) => head,
+            Err(error) => return report.fault(place(previous), error.to_string()),
+        };
+        if let Err(error) = newer.follows(&older) {
+            report.fault(place(newer.head.munros), error.to_string());
+        }
+        report.heads += 1;
+        newer = older;
+    }
+}
+
+/// Decodes a release and everything below it that was not checked before, and names the files that
+/// touch damaged blocks.
+fn check_release(
+    log: &OriginLog,
+    name: &str,
+    range: ByteRange,
+    damaged: &[BlockRange],
+    checked: &mut HashSet<ByteRange>,
+    report: &mut VerifyReport,
+) -> Result<(), HistoryError> {
+    let release = read_release(log, range)?;
+    let end = log.committed().map_or(0, |commit| commit.munros) * 256;
+    walk(log, release.root_directory().node, |met| {
+        let (directory, entry) = match met {
+            // Without damage a shared subtree is looked at once.
+            Met::Node(node) => return Ok(checked.insert(node) || !damaged.is_empty()),
+            Met::Entry(directory, entry) => (directory, entry),
+        };
+        let EntryKind::File(file) = &entry.kind else { return Ok(true) };
+        let path = || TreePath(join(directory, entry.name.as_bytes()));
+        let extents = read_extents(log, file)?;
+        if extents.data().any(|run| run.end().0 > end) {
+            let what = format!("expected extents within the log's {end} blocks, found some beyond");
+            report.fault(format!("{name}:{}", path()), what);
+        }
+        if extents.data().any(|run| touches(run, damaged)) || lies_in(file, damaged) {
+            if report.damaged_files.len() < FILES_NAMED_MAX {
+                report.damaged_files.push(format!("{name}:{}", path()));
+            } else {
+                report.more_damaged_files += 1;
+            }
+        }
+        Ok::<_, HistoryError>(true)
+    })
+}
+
+fn touches(run: BlockRange, damaged: &[BlockRange]) -> bool {
+    let at = damaged.partition_point(|range| range.end() <= run.start);
+    damaged.get(at).is_some_and(|range| !range.intersection(run).is_empty())
+}
+
+fn lies_in(file: &File, damaged: &[BlockRange]) -> bool {
+    matches!(&file.content, Content::List(range) if touches(range.blocks(), damaged))
+}
+
+const _: () = assert!(BLOCK_BYTES * 256 == distd_core::limits::MUNRO_BYTES);
