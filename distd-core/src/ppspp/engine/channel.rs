@@ -1,0 +1,245 @@
+//! A channel: the link to one peer in one swarm (RFC 7574 §3.11), and the table of all of them.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::ppspp::codec::{ChannelId, MessageSet, MessageType};
+
+use super::announce::Told;
+use super::event::{PeerReport, PeerState, SwarmKey};
+use super::limits::{DEAD_AFTER, DEAD_SENT_MIN, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, KEEP_ALIVE};
+use super::rtt::Rtt;
+use super::serve::Serve;
+use super::source::Source;
+
+/// A place in the table of channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ChannelIndex(pub(super) u32);
+
+/// How far the handshake is (RFC 7574 §3.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Datagram 1 was sent.
+    Opening,
+    /// Datagram 2 came: the peer's address is proved, ours perhaps not yet (datagram 3 may be
+    /// lost), so it is repeated until something comes back.
+    Unconfirmed,
+    /// Both ways.
+    Open,
+}
+
+/// The link to one peer in one swarm.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) swarm: SwarmKey,
+    pub(super) address: SocketAddr,
+    /// What the peer writes in front of its datagrams.
+    pub(super) local: ChannelId,
+    /// What we write in front of ours.
+    pub(super) remote: ChannelId,
+    pub(super) state: State,
+    pub(super) outbound: bool,
+    /// Messages that the peer understands.
+    pub(super) messages: MessageSet,
+    pub(super) rtt: Rtt,
+    pub(super) source: Source,
+    pub(super) serve: Serve,
+    pub(super) told: Told,
+    /// Verified runs to acknowledge: range and delay of the last DATA.
+    pub(super) acks: Vec<(crate::unit::ChunkRange, u64)>,
+    pub(super) traffic: Traffic,
+    pub(super) flags: Flags,
+    pub(super) armed: Option<Instant>,
+}
+
+/// What went over a channel, and when.
+#[derive(Debug)]
+pub(super) struct Traffic {
+    pub(super) since: Instant,
+    pub(super) heard_at: Instant,
+    pub(super) sent_at: Instant,
+    /// Datagrams sent since something was heard.
+    pub(super) unheard: u32,
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+    /// Malformed datagrams.
+    pub(super) bad: u32,
+    /// Signatures checked in the current minute, and when it began.
+    pub(super) checks: (u32, Instant),
+    /// Handshake datagrams sent, and when the last one was.
+    pub(super) greetings: (u32, Instant),
+}
+
+/// Lists of the engine that the channel is on.
+#[derive(Debug, Default)]
+pub(super) struct Flags {
+    /// Control messages are to be written.
+    pub(super) control: bool,
+    /// Waited data is to be sent.
+    pub(super) urgent: bool,
+    /// Background data is to be sent.
+    pub(super) serving: bool,
+    /// Its timer must be looked at.
+    pub(super) touched: bool,
+    /// A datagram must go out even if it says nothing.
+    pub(super) keep_alive: bool,
+    /// Waits for room to read.
+    pub(super) starved: bool,
+}
+
+impl Channel {
+    pub(super) fn new(
+        now: Instant,
+        swarm: SwarmKey,
+        address: SocketAddr,
+        local: ChannelId,
+        outbound: bool,
+    ) -> Self {
+        Self {
+            swarm,
+            address,
+            local,
+            remote: ChannelId(0),
+            state: State::Opening,
+            outbound,
+            messages: MessageSet::default(),
+            rtt: Rtt::new(now),
+            source: Source::new(now),
+            serve: Serve::new(now),
+            told: Told::default(),
+            acks: Vec::new(),
+            traffic: Traffic {
+                since: now,
+                heard_at: now,
+                sent_at: now,
+                unheard: 0,
+                received_bytes: 0,
+                sent_bytes: 0,
+                bad: 0,
+                checks: (0, now),
+                greetings: (0, now),
+            },
+            flags: Flags::default(),
+            armed: None,
+        }
+    }
+
+    /// Whether messages may be sent: the peer's address is proved.
+    pub(super) fn is_open(&self) -> bool {
+        self.state != State::Opening
+    }
+
+    /// Whether the peer understands messages of this type.
+    pub(super) fn understands(&self, kind: MessageType) -> bool {
+        self.messages.contains(kind)
+    }
+
+    /// Counts what goes out.
+    pub(super) fn on_sent(&mut self, now: Instant, datagrams: u64, bytes: u64) {
+        self.traffic.sent_at = now;
+        self.traffic.unheard = self.traffic.unheard.saturating_add(datagrams as u32);
+        self.traffic.sent_bytes += bytes;
+    }
+
+    /// Counts what came in.
+    pub(super) fn on_heard(&mut self, now: Instant, bytes: usize) {
+        self.traffic.heard_at = now;
+        self.traffic.unheard = 0;
+        self.traffic.received_bytes += bytes as u64;
+    }
+
+    /// When datagram 1 or 3 is to be repeated.
+    pub(super) fn greet_at(&self) -> Option<Instant> {
+        let (count, at) = self.traffic.greetings;
+        let wait =
+            (HANDSHAKE_RETRY * (1 << count.saturating_sub(1).min(8))).min(HANDSHAKE_RETRY_MAX);
+        (self.state != State::Open).then(|| at + wait)
+    }
+
+    /// When a keep-alive is due.
+    pub(super) fn keep_alive_at(&self) -> Instant {
+        self.traffic.sent_at + KEEP_ALIVE
+    }
+
+    /// When the peer is dead; RFC 7574 3.12: 3 minutes, and at least 3 datagrams sent meanwhile.
+    pub(super) fn dead_at(&self) -> Option<Instant> {
+        (self.traffic.unheard >= DEAD_SENT_MIN).then(|| self.traffic.heard_at + DEAD_AFTER)
+    }
+
+    /// How long nothing was heard.
+    pub(super) fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.traffic.heard_at)
+    }
+
+    /// One more signature check for what was not asked for; `false` if the minute's are used up.
+    pub(super) fn may_check(&mut self, now: Instant) -> bool {
+        let (count, since) = &mut self.traffic.checks;
+        if now.saturating_duration_since(*since) > Duration::from_secs(60) {
+            (*count, *since) = (0, now);
+        }
+        *count += 1;
+        *count <= super::limits::SIGNATURE_CHECKS_PER_MINUTE
+    }
+
+    /// For people.
+    pub(super) fn report(&self) -> PeerReport {
+        let state = match self.state {
+            State::Open | State::Unconfirmed if self.source.is_silent() => PeerState::Silent,
+            State::Open | State::Unconfirmed => PeerState::Open,
+            State::Opening => PeerState::Opening,
+        };
+        PeerReport {
+            address: self.address,
+            state,
+            outbound: self.outbound,
+            rtt: self.rtt.is_known().then(|| self.rtt.smoothed()),
+            received_bytes: self.traffic.received_bytes,
+            sent_bytes: self.traffic.sent_bytes,
+            outstanding_bytes: self.source.outstanding,
+            available_blocks: self.source.availability.iter().map(|(s, e)| e - s).sum(),
+            since: self.traffic.since,
+        }
+    }
+}
+
+/// The table of channels.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    slots: Vec<Option<Box<Channel>>>,
+    free: Vec<u32>,
+}
+
+impl Channels {
+    pub(super) fn get(&self, index: ChannelIndex) -> Option<&Channel> {
+        self.slots.get(index.0 as usize)?.as_deref()
+    }
+
+    pub(super) fn get_mut(&mut self, index: ChannelIndex) -> Option<&mut Channel> {
+        self.slots.get_mut(index.0 as usize)?.as_deref_mut()
+    }
+
+    pub(super) fn insert(&mut self, channel: Channel) -> ChannelIndex {
+        let channel = Some(Box::new(channel));
+        if let Some(free) = self.free.pop() {
+            self.slots[free as usize] = channel;
+            return ChannelIndex(free);
+        }
+        self.slots.push(channel);
+        ChannelIndex(self.slots.len() as u32 - 1)
+    }
+
+    pub(super) fn remove(&mut self, index: ChannelIndex) -> Option<Channel> {
+        let channel = self.slots.get_mut(index.0 as usize)?.take()?;
+        self.free.push(index.0);
+        Some(*channel)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ChannelIndex, &Channel)> {
+        let channels = self.slots.iter().enumerate();
+        channels.filter_map(|(i, slot)| Some((ChannelIndex(i as u32), slot.as_deref()?)))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}

@@ -1,0 +1,289 @@
+//! How channels come to be and end (RFC 7574 §3.1.1, §3.12, §12.1).
+//!
+//! ```text
+//! initiator                          responder
+//!     | -- 1: dst 0, our id, swarm --->  |   half-open: one entry of a fixed table
+//!     | <-- 2: dst our id, its id, HAVE  |   not longer than 1
+//!     | -- 3: dst its id, WANT ... --->  |   the initiator's address is proved: a channel
+//!     | <-- 4: anything ---------------  |
+//! ```
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use rand::Rng;
+
+use crate::ppspp::codec::{ChannelId, Handshake, Message, MessageSet, WireProfile, decode};
+
+use super::channel::{Channel, ChannelIndex, State};
+use super::event::{DownReason, Event, SwarmKey};
+use super::half_open::HalfOpen;
+use super::limits::{
+    BAN, BANS_MAX, CHANNELS_INBOUND_MAX, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, LINKS_MAX,
+};
+use super::swarm::Link;
+use super::timers::Timer;
+use super::{Engine, Transmit, handshake};
+
+impl Engine {
+    /// Wants a peer: it is dialled, and dialled again whenever its channel is lost.
+    pub fn connect(&mut self, now: Instant, key: SwarmKey, address: SocketAddr) {
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if swarm.links.contains_key(&address) || swarm.links.len() >= LINKS_MAX {
+            return;
+        }
+        swarm.links.insert(address, Link::default());
+        self.dial(now, key, address);
+    }
+
+    /// No longer wants a peer. An open channel stays.
+    pub fn disconnect(&mut self, key: SwarmKey, address: SocketAddr) {
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if let Some(mut link) = swarm.links.remove(&address) {
+            self.timers.disarm(Timer::Link(key, address), &mut link.armed);
+        }
+    }
+
+    /// Opens a new channel to a wanted peer.
+    pub(super) fn dial(&mut self, now: Instant, key: SwarmKey, address: SocketAddr) {
+        if let Some(until) = self.bans.get(&address).copied() {
+            if until > now {
+                return self.dial_at(key, address, until);
+            }
+            self.bans.remove(&address);
+        }
+        let local = self.new_channel_id();
+        let mut channel = Channel::new(now, key, address, local, true);
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        let Some(link) = swarm.links.get_mut(&address) else { return };
+        channel.traffic.greetings = (0, now);
+        let index = self.channels.insert(channel);
+        self.by_channel_id.insert(local, index);
+        link.channel = Some(index);
+        self.greet(now, index);
+    }
+
+    fn dial_at(&mut self, key: SwarmKey, address: SocketAddr, at: Instant) {
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if let Some(link) = swarm.links.get_mut(&address) {
+            self.timers.arm(Timer::Link(key, address), at, &mut link.armed);
+        }
+    }
+
+    /// Sends datagram 1, or datagram 3 again.
+    pub(super) fn greet(&mut self, now: Instant, index: ChannelIndex) {
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        let (count, at) = &mut channel.traffic.greetings;
+        (*count, *at) = (*count + 1, now);
+        match channel.state {
+            State::Opening => {
+                let Some(swarm) = self.swarms.get(&channel.swarm) else { return };
+                let (to, payload) =
+                    (channel.address, handshake::datagram_1(channel.local, &swarm.id));
+                self.send(now, index, Transmit { to, payload, segment_bytes: None });
+            }
+            State::Unconfirmed => {
+                channel.flags.keep_alive = true;
+                self.mark_control(index);
+            }
+            State::Open => {}
+        }
+        self.touch(index);
+    }
+
+    /// A datagram for channel 0: datagram 1, answered or met with silence.
+    pub(super) fn on_datagram_1(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        if self.answer(now, from, datagram).is_none() {
+            // RFC 7574 3.1.1(2): no reply at all if any check fails.
+            self.counters.refused_handshakes += 1;
+        }
+    }
+
+    fn answer(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Option<()> {
+        let first = decode(datagram, &WireProfile::LIVE).ok()?.next()?;
+        let Message::Handshake(Handshake { source: remote, options }) = first else {
+            return None;
+        };
+        if remote == ChannelId(0) || self.bans.get(&from).is_some_and(|until| *until > now) {
+            return None;
+        }
+        let id = options.swarm_id?.try_into().ok().map(crate::keys::SwarmId)?;
+        let key = *self.by_swarm_id.get(&id)?;
+        let messages = handshake::check(&options, &id, true)?;
+        let inbound = self.channels.iter().filter(|(_, channel)| !channel.outbound);
+        let mut inbound_count = 0;
+        for (_, channel) in inbound {
+            inbound_count += 1;
+            if channel.address == from && channel.swarm == key && channel.remote == remote {
+                // Datagram 1 came late and twice: the channel exists.
+                return Some(());
+            }
+        }
+        if inbound_count >= CHANNELS_INBOUND_MAX {
+            return None;
+        }
+        let known = self.half_open.find(now, from, key).filter(|entry| entry.remote == remote);
+        let local = match known {
+            Some(entry) => entry.local,
+            None => {
+                let local = self.new_channel_id();
+                let entry =
+                    HalfOpen { address: from, swarm: key, local, remote, messages, since: now };
+                self.half_open.insert(&mut self.rng, entry).then_some(local)?
+            }
+        };
+        let swarm = self.swarms.get_mut(&key)?;
+        let held = swarm.serve.then_some(&swarm.held);
+        let payload = handshake::datagram_2(local, remote, held, datagram.len())?;
+        assert!(payload.len() <= datagram.len(), "an unproven address gets no more than it sent");
+        swarm.counters.sent_datagrams += 1;
+        swarm.counters.sent_bytes += payload.len() as u64;
+        self.queues.transmits.push_back(Transmit { to: from, payload, segment_bytes: None });
+        Some(())
+    }
+
+    /// A half-open handshake is proved: its address echoed our channel id in datagram 3.
+    pub(super) fn promote(
+        &mut self,
+        now: Instant,
+        local: ChannelId,
+        from: SocketAddr,
+    ) -> Option<ChannelIndex> {
+        let entry = self.half_open.take(now, local, from)?;
+        let mut channel = Channel::new(now, entry.swarm, from, local, false);
+        channel.rtt.sample(now, now.saturating_duration_since(entry.since));
+        let index = self.channels.insert(channel);
+        self.by_channel_id.insert(local, index);
+        self.open(now, index, entry.remote, entry.messages, State::Open);
+        Some(index)
+    }
+
+    /// Datagram 2 came, or an unconfirmed peer restarted and answered again: checks its options.
+    pub(super) fn on_datagram_2(
+        &mut self,
+        now: Instant,
+        index: ChannelIndex,
+        handshake: &Handshake<'_>,
+    ) -> bool {
+        let Some(channel) = self.channels.get_mut(index) else { return false };
+        let Some(swarm) = self.swarms.get(&channel.swarm) else { return false };
+        let options = &handshake.options;
+        let Some(messages) = handshake::check(options, &swarm.id, false) else { return false };
+        let (count, at) = channel.traffic.greetings;
+        if count == 1 {
+            channel.rtt.sample(now, now.saturating_duration_since(at));
+        }
+        channel.traffic.greetings = (1, now);
+        self.open(now, index, handshake.source, messages, State::Unconfirmed);
+        true
+    }
+
+    /// The channel is open: its address is proved. It takes the place of an older one that was
+    /// opened from the same side.
+    fn open(
+        &mut self,
+        now: Instant,
+        index: ChannelIndex,
+        remote: ChannelId,
+        messages: MessageSet,
+        state: State,
+    ) {
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        (channel.remote, channel.messages, channel.state) = (remote, messages, state);
+        // Datagram 3, and datagram 4, are sent even if there is nothing to say.
+        channel.flags.keep_alive = true;
+        let (key, address, outbound) = (channel.swarm, channel.address, channel.outbound);
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        let channels = &self.channels;
+        let same = |other: &ChannelIndex| {
+            channels.get(*other).is_some_and(|c| c.address == address && c.outbound == outbound)
+        };
+        let older: Vec<ChannelIndex> = swarm.members.iter().copied().filter(same).collect();
+        swarm.members.push(index);
+        if let Some(link) = swarm.links.get_mut(&address).filter(|_| outbound) {
+            link.failures = 0;
+        }
+        swarm.on_news();
+        self.queues.events.push_back(Event::PeerUp { swarm: key, address });
+        for older in older {
+            self.close(now, older, DownReason::Superseded);
+        }
+        self.mark_dirty(key);
+        self.mark_control(index);
+        self.touch(index);
+    }
+
+    /// Ends a channel; its runs go elsewhere, and a wanted peer is dialled again later.
+    pub(super) fn close(&mut self, now: Instant, index: ChannelIndex, reason: DownReason) {
+        let Some(mut channel) = self.channels.remove(index) else { return };
+        self.by_channel_id.remove(&channel.local);
+        self.timers.disarm(Timer::Channel(index), &mut channel.armed);
+        self.reads.retain(|_, reader| *reader != index);
+        self.queues.disk.retain(|request| self.reads.contains_key(&request.id));
+        self.read_bytes -= channel.serve.read_bytes();
+        self.queues.forget(index);
+        let (key, address) = (channel.swarm, channel.address);
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        swarm.members.retain(|member| *member != index);
+        for first in channel.source.flights() {
+            swarm.ledger.unassign(first, index);
+        }
+        swarm.ledger.forget_channel(index);
+        swarm.ledger.withdrawn.retain(|(of, _)| *of != index);
+        if matches!(reason, DownReason::Lied { .. } | DownReason::ForgedMunro) {
+            if self.bans.len() >= BANS_MAX {
+                let earliest = self.bans.iter().min_by_key(|(_, until)| **until);
+                if let Some(earliest) = earliest.map(|(address, _)| *address) {
+                    self.bans.remove(&earliest);
+                }
+            }
+            self.bans.insert(address, now + BAN);
+        }
+        if channel.is_open() {
+            self.queues.events.push_back(Event::PeerDown { swarm: key, address, reason });
+            // RFC 7574 3.1.1(8): SHOULD be sent on leaving. To one that closed: not answered.
+            if reason != DownReason::Closed {
+                let payload = handshake::closing(channel.remote);
+                swarm.counters.sent_datagrams += 1;
+                swarm.counters.sent_bytes += payload.len() as u64;
+                self.queues.transmits.push_back(Transmit {
+                    to: address,
+                    payload,
+                    segment_bytes: None,
+                });
+            }
+        }
+        if let Some(link) = swarm.links.get_mut(&address)
+            && link.channel == Some(index)
+        {
+            link.channel = None;
+            link.failures = link.failures.saturating_add(1);
+            let wait = HANDSHAKE_RETRY * (1 << link.failures.saturating_sub(1).min(8));
+            self.dial_at(key, address, now + wait.min(HANDSHAKE_RETRY_MAX));
+        }
+        self.mark_dirty(key);
+    }
+
+    /// RFC 7574 3.11: random (RFC 4960 5.1.3: not zero, from a CSPRNG), and not in use here.
+    fn new_channel_id(&mut self) -> ChannelId {
+        loop {
+            let id = ChannelId(self.rng.random());
+            if id != ChannelId(0)
+                && !self.by_channel_id.contains_key(&id)
+                && !self.half_open.holds(id)
+            {
+                return id;
+            }
+        }
+    }
+}
+
+impl super::Queues {
+    /// A channel is gone: its index may become another peer's.
+    fn forget(&mut self, index: ChannelIndex) {
+        for queue in [&mut self.control, &mut self.serving, &mut self.urgent, &mut self.starved] {
+            queue.retain(|other| *other != index);
+        }
+        self.touched.retain(|other| *other != index);
+    }
+}

@@ -1,0 +1,379 @@
+//! What is wanted: fetches, and the runs that they wait for.
+//!
+//! ```text
+//! fetch A  |-------------------------------|     todo: still an interval
+//! fetch B          |-----|
+//! runs     [granule][granule][pair][block]       each asked of one source; A and B share one
+//! ```
+//!
+//! A run is a granule where all of its blocks are wanted, else a pair or a block. Waited fetches
+//! become runs at once; background fetches stay intervals until a source has room for more.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::limits::{BLOCK_LAYER, GRANULE_LAYER};
+use crate::unit::{Bin, BlockRange};
+
+use super::channel::ChannelIndex;
+use super::event::{Class, FetchId, SwarmKey};
+use super::interval::IntervalSet;
+use super::limits::{FETCHES_MAX, RUNS_MAX, SOURCES_PER_RUN, TRIED_MAX};
+
+/// A range that somebody asked this engine for.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    pub(super) class: Class,
+    pub(super) deadline: Instant,
+    /// Blocks that are no runs yet.
+    todo: IntervalSet,
+    /// Runs that it waits for.
+    runs: usize,
+    /// Peers that were asked for it.
+    tried: Vec<SocketAddr>,
+    pub(super) armed: Option<Instant>,
+}
+
+/// A run that is wanted.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) bin: Bin,
+    pub(super) class: Class,
+    /// When the last one that waits gives up.
+    pub(super) deadline: Instant,
+    waiters: Vec<FetchId>,
+    /// Channels that were asked for it.
+    pub(super) sources: Vec<ChannelIndex>,
+    /// Channels that failed it: asked again only if nobody else has it.
+    pub(super) avoid: Vec<ChannelIndex>,
+    /// Where it stands in line while it has no source.
+    ticket: u64,
+}
+
+/// A place in the line of runs without a source: class, ticket, first chunk.
+pub(super) type Place = (Class, u64, u64);
+
+/// All fetches and runs of a swarm.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    swarm: SwarmKey,
+    sequence: u32,
+    tickets: u64,
+    fetches: BTreeMap<FetchId, Fetch>,
+    /// Fetches with a `todo`, by class.
+    unplanned: [VecDeque<FetchId>; 2],
+    /// By first chunk; they never overlap.
+    runs: BTreeMap<u64, Run>,
+    /// Runs without a source, in order of service.
+    pub(super) pending: BTreeSet<Place>,
+    /// Runs that no open channel has: they wait for news.
+    parked: BTreeSet<Place>,
+    /// Runs in flight that became waited.
+    pub(super) upgrades: Vec<u64>,
+    /// Runs in flight that are late.
+    pub(super) hedges: Vec<u64>,
+    /// Timers of fetches that are complete.
+    pub(super) disarm: Vec<(FetchId, Instant)>,
+    /// Flights that are wanted no more.
+    pub(super) withdrawn: Vec<(ChannelIndex, u64)>,
+}
+
+/// How a block became part of a run.
+enum Carved {
+    /// A run that exists already holds it.
+    Joined,
+    /// A new run.
+    Created(u64),
+}
+
+impl Ledger {
+    pub(super) fn new(swarm: SwarmKey) -> Self {
+        Self {
+            swarm,
+            sequence: 0,
+            tickets: 0,
+            fetches: BTreeMap::new(),
+            unplanned: [VecDeque::new(), VecDeque::new()],
+            runs: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            upgrades: Vec::new(),
+            hedges: Vec::new(),
+            disarm: Vec::new(),
+            withdrawn: Vec::new(),
+        }
+    }
+
+    /// A new name for a fetch.
+    pub(super) fn next_id(&mut self) -> FetchId {
+        loop {
+            self.sequence = self.sequence.wrapping_add(1);
+            let id = FetchId::new(self.swarm, self.sequence);
+            if !self.fetches.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Takes a fetch; `false` if there are too many.
+    pub(super) fn insert(
+        &mut self,
+        id: FetchId,
+        blocks: BlockRange,
+        class: Class,
+        deadline: Instant,
+    ) -> bool {
+        if self.fetches.len() >= FETCHES_MAX {
+            return false;
+        }
+        let mut todo = IntervalSet::default();
+        todo.insert(blocks.start.0, blocks.end().0);
+        let fetch = Fetch { class, deadline, todo, runs: 0, tried: Vec::new(), armed: None };
+        self.fetches.insert(id, fetch);
+        self.unplanned[class.index()].push_back(id);
+        true
+    }
+
+    pub(super) fn fetch_mut(&mut self, id: FetchId) -> Option<&mut Fetch> {
+        self.fetches.get_mut(&id)
+    }
+
+    pub(super) fn fetch_ids(&self) -> Vec<FetchId> {
+        self.fetches.keys().copied().collect()
+    }
+
+    pub(super) fn run(&self, first: u64) -> Option<&Run> {
+        self.runs.get(&first)
+    }
+
+    /// Whether anything waits for a source.
+    pub(super) fn has_work(&self) -> bool {
+        !self.pending.is_empty()
+            || self.unplanned.iter().any(|fetches| !fetches.is_empty())
+            || !self.upgrades.is_empty()
+            || !self.hedges.is_empty()
+    }
+
+    /// Makes runs of what readers wait for.
+    pub(super) fn expand_waited(&mut self) {
+        while let Some(id) = self.unplanned[Class::Waited.index()].front().copied() {
+            while let Some((start, end)) = self.fetches.get(&id).and_then(|f| f.todo.first()) {
+                if self.runs.len() >= RUNS_MAX {
+                    return;
+                }
+                if let Carved::Created(first) = self.carve(id, start, end) {
+                    self.line_up(first);
+                }
+            }
+            self.unplanned[Class::Waited.index()].pop_front();
+        }
+    }
+
+    /// Makes one run of background work that `available` holds; it has no source yet and stands in
+    /// no line.
+    pub(super) fn next_background(&mut self, available: &IntervalSet) -> Option<u64> {
+        let mut at = 0;
+        while let Some(id) = self.unplanned[Class::Background.index()].get(at).copied() {
+            let todo = self.fetches.get(&id).map(|fetch| &fetch.todo);
+            if todo.is_none_or(IntervalSet::is_empty) {
+                self.unplanned[Class::Background.index()].remove(at);
+                continue;
+            }
+            while let Some((start, end)) =
+                self.fetches.get(&id).and_then(|fetch| fetch.todo.first_common(available))
+            {
+                if self.runs.len() >= RUNS_MAX {
+                    return None;
+                }
+                if let Carved::Created(first) = self.carve(id, start, end) {
+                    return Some(first);
+                }
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// Takes the run that begins with block `start` (within `start..end`) off the fetch's `todo`.
+    fn carve(&mut self, id: FetchId, start: u64, end: u64) -> Carved {
+        let Some(fetch) = self.fetches.get_mut(&id) else { return Carved::Joined };
+        let chunk = start << BLOCK_LAYER;
+        if let Some((first, run)) = self.runs.range_mut(..=chunk).next_back()
+            && run.bin.chunks().end.0 > chunk
+        {
+            fetch.todo.remove(start, run.bin.chunks().end.0 >> BLOCK_LAYER);
+            if !run.waiters.contains(&id) {
+                run.waiters.push(id);
+                fetch.runs += 1;
+            }
+            run.deadline = run.deadline.max(fetch.deadline);
+            if fetch.class < run.class {
+                run.class = fetch.class;
+                if run.sources.is_empty() {
+                    let place = (Class::Background, run.ticket, *first);
+                    let (first, class) = (*first, fetch.class);
+                    self.pending.remove(&place);
+                    self.parked.remove(&place);
+                    self.pending.insert((class, run.ticket, first));
+                } else {
+                    self.upgrades.push(*first);
+                }
+            }
+            return Carved::Joined;
+        }
+        let next =
+            self.runs.range(chunk..).next().map_or(u64::MAX, |(next, _)| next >> BLOCK_LAYER);
+        let end = end.min(next);
+        let fits = |layer: &u32| {
+            let blocks = 1 << (layer - BLOCK_LAYER);
+            start.is_multiple_of(blocks) && start + blocks <= end
+        };
+        let layer = (BLOCK_LAYER..=GRANULE_LAYER).rev().find(fits).unwrap_or(BLOCK_LAYER);
+        let bin = Bin::new(layer, start >> (layer - BLOCK_LAYER));
+        fetch.todo.remove(start, bin.chunks().end.0 >> BLOCK_LAYER);
+        fetch.runs += 1;
+        let run = Run {
+            bin,
+            class: fetch.class,
+            deadline: fetch.deadline,
+            waiters: vec![id],
+            sources: Vec::new(),
+            avoid: Vec::new(),
+            ticket: 0,
+        };
+        self.runs.insert(chunk, run);
+        Carved::Created(chunk)
+    }
+
+    /// Puts a run without a source in line.
+    fn line_up(&mut self, first: u64) {
+        if let Some(run) = self.runs.get_mut(&first) {
+            if run.ticket == 0 {
+                self.tickets += 1;
+                run.ticket = self.tickets;
+            }
+            self.pending.insert((run.class, run.ticket, first));
+        }
+    }
+
+    /// Nobody has this run: it waits for news.
+    pub(super) fn park(&mut self, place: Place) {
+        self.pending.remove(&place);
+        self.parked.insert(place);
+    }
+
+    /// There is news: a channel, a HAVE, an end of silence.
+    pub(super) fn unpark(&mut self) {
+        self.pending.append(&mut self.parked);
+    }
+
+    /// The run is asked of `channel` from now on.
+    pub(super) fn assign(&mut self, first: u64, channel: ChannelIndex, address: SocketAddr) {
+        let Some(run) = self.runs.get_mut(&first) else { return };
+        self.pending.remove(&(run.class, run.ticket, first));
+        run.sources.push(channel);
+        assert!(run.sources.len() <= SOURCES_PER_RUN, "a run is in a race of two at most");
+        for id in &run.waiters {
+            if let Some(fetch) = self.fetches.get_mut(id)
+                && fetch.tried.len() < TRIED_MAX
+                && fetch.tried.last() != Some(&address)
+                && !fetch.tried.contains(&address)
+            {
+                fetch.tried.push(address);
+            }
+        }
+    }
+
+    /// `channel` will not deliver the run; without another source it stands in line again.
+    pub(super) fn unassign(&mut self, first: u64, channel: ChannelIndex) {
+        let Some(run) = self.runs.get_mut(&first) else { return };
+        run.sources.retain(|source| *source != channel);
+        if run.avoid.len() < TRIED_MAX && !run.avoid.contains(&channel) {
+            run.avoid.push(channel);
+        }
+        if run.sources.is_empty() {
+            self.line_up(first);
+        }
+    }
+
+    /// A channel's index is free for another peer.
+    pub(super) fn forget_channel(&mut self, channel: ChannelIndex) {
+        for run in self.runs.values_mut().filter(|run| !run.avoid.is_empty()) {
+            run.avoid.retain(|avoided| *avoided != channel);
+        }
+    }
+
+    /// A run is verified: its fetches are served by it. Gives those that are complete.
+    pub(super) fn verified(&mut self, bin: Bin, by: ChannelIndex) -> Vec<FetchId> {
+        let mut complete = Vec::new();
+        let first = bin.chunks().start.0;
+        if let Some(run) = self.runs.remove(&first) {
+            let place = (run.class, run.ticket, first);
+            self.pending.remove(&place);
+            self.parked.remove(&place);
+            let others = run.sources.iter().filter(|source| **source != by);
+            self.withdrawn.extend(others.map(|other| (*other, first)));
+            for id in run.waiters {
+                if let Some(fetch) = self.fetches.get_mut(&id) {
+                    fetch.runs -= 1;
+                    if fetch.runs == 0 && fetch.todo.is_empty() {
+                        complete.push(id);
+                    }
+                }
+            }
+        }
+        let (start, end) = (first >> BLOCK_LAYER, bin.chunks().end.0 >> BLOCK_LAYER);
+        for id in self.unplanned.iter().flatten() {
+            if let Some(fetch) = self.fetches.get_mut(id)
+                && fetch.todo.first_within(start, end).is_some()
+            {
+                fetch.todo.remove(start, end);
+                if fetch.runs == 0 && fetch.todo.is_empty() {
+                    complete.push(*id);
+                }
+            }
+        }
+        for id in &complete {
+            let armed = self.fetches.get(id).and_then(|fetch| fetch.armed);
+            self.disarm.extend(armed.map(|at| (*id, at)));
+            self.remove(*id);
+        }
+        complete
+    }
+
+    /// Ends a fetch; runs that nobody waits for any more are withdrawn. Gives the peers asked.
+    pub(super) fn remove(&mut self, id: FetchId) -> Option<Vec<SocketAddr>> {
+        let fetch = self.fetches.remove(&id)?;
+        let unplanned = &mut self.unplanned[fetch.class.index()];
+        if let Some(at) = unplanned.iter().position(|other| *other == id) {
+            unplanned.remove(at);
+        }
+        if fetch.runs > 0 {
+            let mut unwanted = Vec::new();
+            for (first, run) in &mut self.runs {
+                if let Some(at) = run.waiters.iter().position(|waiter| *waiter == id) {
+                    run.waiters.swap_remove(at);
+                    if run.waiters.is_empty() {
+                        unwanted.push(*first);
+                    }
+                }
+            }
+            for first in unwanted {
+                if let Some(run) = self.runs.remove(&first) {
+                    let place = (run.class, run.ticket, first);
+                    self.pending.remove(&place);
+                    self.parked.remove(&place);
+                    self.withdrawn.extend(run.sources.iter().map(|source| (*source, first)));
+                }
+            }
+        }
+        Some(fetch.tried)
+    }
+
+    /// Runs and fetches, to show that nothing leaks.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> [usize; 4] {
+        [self.fetches.len(), self.runs.len(), self.pending.len(), self.parked.len()]
+    }
+}

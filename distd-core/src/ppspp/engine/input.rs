@@ -1,0 +1,303 @@
+//! What comes in: datagrams and time.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::ppspp::codec::{ChannelId, Message, WireProfile, decode, destination};
+
+use super::channel::{ChannelIndex, State};
+use super::event::{DownReason, FetchError, SwarmKey};
+use super::limits::EVENTS_MAX;
+use super::picker::has_other_source;
+use super::receive::Receive;
+use super::timers::Timer;
+use super::{DiskId, DiskRequest, Engine};
+
+/// Malformed datagrams with the right channel and address before the peer is left.
+const BAD_MAX: u32 = 16;
+/// Least time that a piece stays unacknowledged before it counts as lost.
+const SENT_LIFE_MIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Engine {
+    /// A datagram arrived.
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        if self.queues.events.len() >= EVENTS_MAX {
+            // Nobody takes the events: what is dropped here is asked for again.
+            return;
+        }
+        let Ok(local) = destination(datagram) else {
+            self.counters.unknown_channel += 1;
+            return;
+        };
+        if local == ChannelId(0) {
+            return self.on_datagram_1(now, from, datagram);
+        }
+        let known = self.by_channel_id.get(&local).copied();
+        let Some(index) = known.or_else(|| self.promote(now, local, from)) else {
+            // RFC 7574 3.1.1(3): MUST discard datagrams with a wrong channel.
+            self.counters.unknown_channel += 1;
+            return;
+        };
+        self.on_channel_datagram(now, index, from, datagram);
+    }
+
+    fn on_channel_datagram(
+        &mut self,
+        now: Instant,
+        index: ChannelIndex,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) {
+        let clock_us = self.clock_us(now);
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        let key = channel.swarm;
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if channel.address != from {
+            self.counters.wrong_address += 1;
+            swarm.counters.bad_datagrams += 1;
+            return;
+        }
+        swarm.counters.received_datagrams += 1;
+        swarm.counters.received_bytes += datagram.len() as u64;
+        let Ok(messages) = decode(datagram, &WireProfile::LIVE) else {
+            swarm.counters.bad_datagrams += 1;
+            channel.traffic.bad += 1;
+            if channel.traffic.bad > BAD_MAX && channel.is_open() {
+                // RFC 7574 3: SHOULD stop communicating with such a peer.
+                self.close(now, index, DownReason::Malformed);
+            }
+            return;
+        };
+        if channel.state != State::Open && !self.on_first(now, index, &mut messages.clone()) {
+            return;
+        }
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        channel.on_heard(now, datagram.len());
+        let events = &mut self.queues.events;
+        let mut receive = Receive { now, clock_us, index, channel, swarm, events, munro: None };
+        let mut result = Ok(());
+        for message in messages {
+            result = receive.message(&message);
+            if result.is_err() {
+                break;
+            }
+        }
+        self.after(now, key, index, result);
+    }
+
+    /// The first datagrams on a channel that was opened from here; `false` to drop this one.
+    fn on_first(
+        &mut self,
+        now: Instant,
+        index: ChannelIndex,
+        messages: &mut crate::ppspp::codec::Messages<'_>,
+    ) -> bool {
+        let Some(channel) = self.channels.get_mut(index) else { return false };
+        match (channel.state, messages.next()) {
+            (State::Opening, Some(Message::Handshake(handshake))) if !handshake.is_closing() => {
+                self.on_datagram_2(now, index, &handshake)
+            }
+            (State::Opening, _) => false,
+            (State::Unconfirmed, Some(Message::Handshake(handshake)))
+                if !handshake.is_closing() =>
+            {
+                // Datagram 2 again. If the peer has restarted since, its new id is the right one.
+                channel.remote = handshake.source;
+                true
+            }
+            _ => {
+                channel.state = State::Open;
+                true
+            }
+        }
+    }
+
+    /// What a datagram has set in motion.
+    fn after(
+        &mut self,
+        now: Instant,
+        key: SwarmKey,
+        index: ChannelIndex,
+        result: Result<(), DownReason>,
+    ) {
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        for (fetch, at) in std::mem::take(&mut swarm.ledger.disarm) {
+            self.timers.disarm(Timer::Fetch(fetch), &mut Some(at));
+        }
+        if swarm.dirty || swarm.spread {
+            self.mark_dirty(key);
+        }
+        if let Err(reason) = result {
+            return self.close(now, index, reason);
+        }
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        if !channel.acks.is_empty()
+            || !channel.source.asks.is_empty()
+            || channel.serve.choke.is_some()
+        {
+            self.mark_control(index);
+        }
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        if channel.serve.has_unread() {
+            self.read_ahead(index);
+        }
+        self.mark_serving(index);
+        self.touch(index);
+    }
+
+    /// Asks the disk for what is to be sent next on a channel.
+    pub(super) fn read_ahead(&mut self, index: ChannelIndex) {
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        let Some(swarm) = self.swarms.get(&channel.swarm) else { return };
+        loop {
+            let now = channel.traffic.heard_at;
+            let left = self.config.read_bytes_max.saturating_sub(self.read_bytes);
+            // A quarter is kept for reads that somebody waits for.
+            let background = left.saturating_sub(self.config.read_bytes_max / 4);
+            let id = DiskId(self.next_read);
+            let before = channel.serve.read_bytes();
+            let bin =
+                channel.serve.next_read(now, &swarm.held, [left, background], id, &channel.rtt);
+            self.read_bytes = self.read_bytes - before + channel.serve.read_bytes();
+            let Some(bin) = bin else { break };
+            self.next_read += 1;
+            self.reads.insert(id, index);
+            self.queues.disk.push_back(DiskRequest { id, swarm: swarm.key, bin });
+        }
+        let starved = channel.serve.has_unread() && channel.serve.read_bytes() == 0;
+        if starved && !std::mem::replace(&mut channel.flags.starved, true) {
+            self.queues.starved.push_back(index);
+        }
+        if !channel.serve.misses.is_empty() {
+            self.mark_control(index);
+        }
+    }
+
+    /// Time has passed: call at [`Self::poll_timeout`] or later.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Fetch(fetch) => self.fail(fetch, FetchError::Deadline),
+                Timer::Link(key, address) => {
+                    let Some(swarm) = self.swarms.get_mut(&key) else { continue };
+                    let Some(link) = swarm.links.get_mut(&address) else { continue };
+                    link.armed = None;
+                    if link.channel.is_none() {
+                        self.dial(now, key, address);
+                    }
+                }
+                Timer::Channel(index) => {
+                    if let Some(channel) = self.channels.get_mut(index) {
+                        channel.armed = None;
+                        self.on_channel_timer(now, index);
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_channel_timer(&mut self, now: Instant, index: ChannelIndex) {
+        self.touch(index);
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        if channel.greet_at().is_some_and(|at| at <= now) {
+            self.greet(now, index);
+        }
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        if !channel.is_open() {
+            return;
+        }
+        if channel.dead_at().is_some_and(|at| at <= now) {
+            let silence = channel.silence(now);
+            return self.close(now, index, DownReason::Dead { silence });
+        }
+        if channel.keep_alive_at() <= now {
+            channel.flags.keep_alive = true;
+        }
+        channel.serve.choked_until(now);
+        let life = (channel.rtt.smoothed() * 8).max(SENT_LIFE_MIN);
+        if let Some(since) = now.checked_sub(life)
+            && channel.serve.sent.expire(since)
+        {
+            channel.serve.window.on_loss(now, &channel.rtt);
+        }
+        self.mark_control(index);
+        self.mark_serving(index);
+        self.on_late(now, index);
+    }
+
+    /// Requests that are overdue: asked again, hedged, or moved to another source.
+    fn on_late(&mut self, now: Instant, index: ChannelIndex) {
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        let (key, address) = (channel.swarm, channel.address);
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        let before = channel.source.is_silent();
+        let overdue = channel.source.overdue(now, &channel.rtt);
+        swarm.counters.rerequested_runs += overdue.again;
+        let hedges = channel.source.hedges(now);
+        swarm.dirty |= !hedges.is_empty();
+        swarm.ledger.hedges.extend(hedges);
+        let silent = channel.source.is_silent();
+        let mut moving = channel.source.hashless();
+        if silent && overdue.late {
+            moving.extend(channel.source.flights());
+        }
+        for first in moving {
+            if has_other_source(swarm, &self.channels, first, index)
+                && let Some(channel) = self.channels.get_mut(index)
+            {
+                channel.source.withdraw(first);
+                swarm.ledger.unassign(first, index);
+                swarm.dirty = true;
+            }
+        }
+        // A peer that restarted does not know the channel: it is greeted anew beside the old one.
+        let link = swarm.links.get_mut(&address).filter(|link| link.channel == Some(index));
+        let redial = silent && !before && link.is_some();
+        if swarm.dirty {
+            self.mark_dirty(key);
+        }
+        if redial {
+            self.dial(now, key, address);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is to be called next.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        for index in std::mem::take(&mut self.queues.touched) {
+            let Some(channel) = self.channels.get_mut(index) else { continue };
+            channel.flags.touched = false;
+            let next = self.next_deadline(index);
+            let (Some(at), Some(channel)) = (next, self.channels.get_mut(index)) else { continue };
+            self.timers.arm(Timer::Channel(index), at, &mut channel.armed);
+        }
+        self.timers.next()
+    }
+
+    fn next_deadline(&mut self, index: ChannelIndex) -> Option<Instant> {
+        let channel = self.channels.get_mut(index)?;
+        let greet = channel.greet_at();
+        if !channel.is_open() {
+            return greet;
+        }
+        let swarm = self.swarms.get(&channel.swarm)?;
+        let heard = channel.traffic.heard_at;
+        let life = (channel.rtt.smoothed() * 8).max(SENT_LIFE_MIN);
+        let pacing =
+            channel.serve.ready().and_then(|_| channel.serve.window.refill_at(&channel.rtt));
+        [
+            greet,
+            Some(channel.keep_alive_at()),
+            channel.dead_at(),
+            channel.source.deadline(&channel.rtt),
+            channel.serve.choked_until(heard),
+            channel.serve.sent.oldest().map(|at| at + life),
+            pacing,
+            channel.told.news_at,
+            channel.told.munro_at(heard, swarm.newest.as_ref()),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+}

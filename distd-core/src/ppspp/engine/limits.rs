@@ -1,0 +1,124 @@
+//! Every bound of the engine: what a peer, or a reader, can make it keep, send or do.
+//!
+//! What happens at a bound is said at the place that checks it.
+
+use std::time::Duration;
+
+use crate::limits::{CHUNK_BYTES, DATAGRAM_BYTES_MAX, GRANULE_BYTES};
+
+/// Half-open handshakes kept at the same time, for all swarms together.
+pub const HALF_OPEN_MAX: usize = 4096;
+/// Life of a half-open handshake.
+pub const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
+/// Half-open handshakes from one IPv4 /24 or IPv6 /56.
+pub const HALF_OPEN_PER_PREFIX_MAX: u16 = 256;
+/// Channels that others opened; a further datagram 1 is not answered.
+pub const CHANNELS_INBOUND_MAX: usize = 2048;
+/// Addresses that [`super::Engine::connect`] keeps per swarm; further ones are ignored.
+pub const LINKS_MAX: usize = 1024;
+/// Swarms of one engine.
+pub const SWARMS_MAX: usize = 1024;
+
+/// First wait before datagram 1 is sent again; doubled each time.
+pub const HANDSHAKE_RETRY: Duration = Duration::from_millis(250);
+/// Longest wait before datagram 1 is sent again, and before a lost peer is dialled again.
+pub const HANDSHAKE_RETRY_MAX: Duration = Duration::from_secs(10);
+/// A channel on which nothing was sent for this long gets a keep-alive (RFC 7574 §3.12).
+pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// A channel on which nothing arrived for this long, and [`DEAD_SENT_MIN`] were sent, is dead.
+pub const DEAD_AFTER: Duration = Duration::from_secs(180);
+/// Datagrams sent in vain before a peer counts as dead (RFC 7574 §3.12).
+pub const DEAD_SENT_MIN: u32 = 3;
+/// An outbound channel whose requests go unanswered is dialled afresh after this silence: the peer
+/// may have restarted and know the channel no more.
+pub const REDIAL_AFTER: Duration = Duration::from_secs(2);
+/// A channel from the same address that was silent for this long gives way to a new one.
+pub const SUPERSEDED_AFTER: Duration = Duration::from_secs(5);
+/// How long an address that lied is not talked to.
+pub const BAN: Duration = Duration::from_secs(600);
+/// Banned addresses remembered; beyond, the oldest ban ends early.
+pub const BANS_MAX: usize = 1024;
+
+/// Intervals of a peer's availability that are kept; a HAVE that would add another is ignored.
+pub const AVAILABILITY_SPANS_MAX: usize = 2048;
+/// HAVE messages for a full announcement of what is held; the largest intervals come first.
+pub const ANNOUNCE_SPANS_MAX: usize = 192;
+/// Changes of what is held that are remembered for peers; one that lags more hears it all afresh.
+pub const NEWS_MAX: usize = 1024;
+/// Announcements of newly held data wait this long for company.
+pub const ANNOUNCE_DELAY: Duration = Duration::from_millis(5);
+/// Wait before the rightmost signed munro is repeated to a peer that is otherwise idle.
+pub const TUNE_IN_REPEAT: Duration = Duration::from_millis(100);
+
+/// Runs that are wanted or in flight, per swarm; what is beyond stays an interval.
+pub const RUNS_MAX: usize = 16_384;
+/// Fetches at the same time, per swarm; a further one fails at once.
+pub const FETCHES_MAX: usize = 16_384;
+/// Addresses named in a failed fetch.
+pub const TRIED_MAX: usize = 16;
+/// Bytes asked for and not yet there, of all sources together: the receive buffers' memory.
+pub const RECEIVE_BYTES_MAX: u64 = 96 << 20;
+/// Smallest window of requests at one source, in bytes.
+pub const WINDOW_BYTES_MIN: u64 = 512 << 10;
+/// Largest window of requests at one source, in bytes.
+pub const WINDOW_BYTES_MAX: u64 = 16 << 20;
+/// What waited runs may exceed a source's window by, in bytes.
+pub const WAITED_BYTES_EXTRA: u64 = 4 << 20;
+/// Runs in flight at one source.
+pub const FLIGHTS_MAX: usize = 2048;
+/// Background runs that are handed to one source at a time.
+pub const STRETCH_RUNS: usize = 32;
+/// Pending runs looked at in one pass without finding a source.
+pub const PLAN_MISSES_MAX: usize = 64;
+/// Sources in the race for one run: the first and a hedge.
+pub const SOURCES_PER_RUN: usize = 2;
+/// Chunks by which later data must have overtaken a hole before it counts as lost.
+pub const REORDER_CHUNKS: u64 = 12;
+/// Shortest time after which an answer is overdue.
+pub const OVERDUE_MIN: Duration = Duration::from_millis(30);
+/// Longest time after which an answer is overdue.
+pub const OVERDUE_MAX: Duration = Duration::from_secs(4);
+/// Overdue answers in a row after which a source is silent: asked last.
+pub const SILENT_AFTER: u32 = 2;
+/// Times that the hashes of a run are asked for again before another source is.
+pub const HASHLESS_MAX: u8 = 3;
+/// DATA that nobody asked for, beyond what requests account for, before the channel is closed.
+pub const STRAYS_MAX: u32 = 64;
+/// Most chunks that may yet arrive without being strays.
+pub const CREDIT_MAX: u64 = 1 << 17;
+/// Signatures of munros that were not asked for, checked per peer and minute (INTEGRITY.1).
+pub const SIGNATURE_CHECKS_PER_MINUTE: u32 = 8;
+/// Trees of munros kept per swarm, 17 KiB each.
+pub const TREES_MAX: usize = 256;
+
+/// Ranges that one peer may have queued here; beyond, it is choked.
+pub const REQUESTED_RANGES_MAX: usize = 4096;
+/// Bytes that one peer may have queued here; beyond, it is choked.
+pub const REQUESTED_BYTES_MAX: u64 = 64 << 20;
+/// How long a glutton stays choked.
+pub const CHOKE: Duration = Duration::from_millis(200);
+/// MISS messages waiting for one peer; beyond, the request is met with silence.
+pub const MISSES_MAX: usize = 256;
+/// Layer of the largest bin that is read from disk at once: 64 KiB.
+pub const READ_LAYER_MAX: u32 = 6;
+/// Bytes read or being read for one peer and not yet sent.
+pub const READ_BYTES_PER_CHANNEL_MAX: u64 = 1 << 20;
+/// Bytes read or being read for all peers and not yet sent.
+pub const READ_BYTES_MAX: u64 = 48 << 20;
+/// Munros of which it is remembered what a peer was sent.
+pub const KNOWN_MUNROS_MAX: usize = 256;
+/// Runs sent to one peer and not acknowledged; beyond, sending waits.
+pub const SENT_RUNS_MAX: usize = 4096;
+
+/// Bytes of a datagram with one DATA: channel, type, range, timestamp, chunk.
+pub const DATA_DATAGRAM_BYTES: usize = 4 + 1 + 16 + 8 + CHUNK_BYTES as usize;
+/// Datagrams in one batch (UDP_SEGMENT takes 64).
+pub const BATCH_SEGMENTS: usize = 60;
+/// Events that wait for [`super::Engine::poll_event`] before received datagrams are dropped.
+pub const EVENTS_MAX: usize = 65_536;
+
+const _: () = assert!(DATA_DATAGRAM_BYTES <= DATAGRAM_BYTES_MAX);
+const _: () = assert!(BATCH_SEGMENTS * DATA_DATAGRAM_BYTES < 65_507);
+const _: () = assert!(WINDOW_BYTES_MIN >= GRANULE_BYTES * STRETCH_RUNS as u64);
+const _: () = assert!(REQUESTED_BYTES_MAX > WINDOW_BYTES_MAX + WAITED_BYTES_EXTRA);
+const _: () = assert!(REQUESTED_RANGES_MAX > FLIGHTS_MAX);

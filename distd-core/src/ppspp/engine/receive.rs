@@ -1,0 +1,339 @@
+//! What the messages of an open channel do (RFC 7574 §3).
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::keys::NtpTime;
+use crate::limits::{BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
+use crate::ppspp::codec::{Message, WireClass};
+use crate::tree::{MunroTree, NodeHash, SignedMunro, VerifiedMunro, VerifiedRun, VerifyError};
+use crate::unit::{Bin, ChunkRange, MunroIndex};
+
+use super::announce::is_newer;
+use super::channel::{Channel, ChannelIndex};
+use super::event::{Class, DownReason, Event};
+use super::interval::IntervalSet;
+use super::limits::{AVAILABILITY_SPANS_MAX, STRAYS_MAX};
+use super::source::Arrival;
+use super::swarm::Swarm;
+
+/// One datagram being processed.
+pub(super) struct Receive<'a> {
+    pub(super) now: Instant,
+    /// Our clock, as DATA and ACK count it.
+    pub(super) clock_us: u64,
+    pub(super) index: ChannelIndex,
+    pub(super) channel: &'a mut Channel,
+    pub(super) swarm: &'a mut Swarm,
+    pub(super) events: &'a mut VecDeque<Event>,
+    /// The munro's hash that a signature of the same datagram is about.
+    pub(super) munro: Option<(MunroIndex, NodeHash)>,
+}
+
+impl Receive<'_> {
+    /// One message; an error ends the channel.
+    pub(super) fn message(&mut self, message: &Message<'_>) -> Result<(), DownReason> {
+        match *message {
+            Message::Data { chunks, timestamp_us, payload } => {
+                return self.on_data(chunks, timestamp_us, payload);
+            }
+            Message::Integrity { chunks, hash } => self.on_integrity(chunks, hash),
+            Message::SignedIntegrity { chunks, time, signature } => {
+                return self.on_signed(chunks, time, signature);
+            }
+            Message::Ack { chunks, .. } => self.on_ack(chunks),
+            Message::Have(chunks) => self.on_have(chunks),
+            Message::HaveMap { munro, granules } => self.on_have_map(munro, granules),
+            Message::Request(chunks) => self.on_request(chunks, Class::Background),
+            Message::Want { chunks, class, .. } => {
+                let class = match class {
+                    WireClass::Waited => Class::Waited,
+                    WireClass::Background => Class::Background,
+                };
+                self.on_request(chunks, class);
+            }
+            Message::Cancel(chunks) => self.channel.serve.on_cancel(chunks),
+            Message::Miss(chunks) => self.on_miss(chunks),
+            Message::Choke => {
+                self.channel.source.choked = true;
+                for first in self.channel.source.flights() {
+                    self.channel.source.remove(first);
+                    self.swarm.ledger.unassign(first, self.index);
+                }
+                self.swarm.dirty = true;
+            }
+            Message::Unchoke => {
+                self.channel.source.choked = false;
+                self.swarm.on_news();
+            }
+            // RFC 7574 8.4: a source channel of 0 closes.
+            Message::Handshake(handshake) if handshake.is_closing() => {
+                return Err(DownReason::Closed);
+            }
+            // A datagram 2 that came twice; PEX is optional (RFC 7574 3.10), replies may be ignored.
+            Message::Handshake(_)
+            | Message::PexReq
+            | Message::PexResV4(_)
+            | Message::PexResV6(_)
+            | Message::PexResCert(_) => {}
+        }
+        Ok(())
+    }
+
+    fn on_data(
+        &mut self,
+        chunks: ChunkRange,
+        timestamp_us: u64,
+        payload: &[u8],
+    ) -> Result<(), DownReason> {
+        let counters = &mut self.swarm.counters;
+        counters.data_received_bytes += payload.len() as u64;
+        let channel = &mut *self.channel;
+        let silent = channel.source.is_silent();
+        let arrival = channel.source.on_data(self.now, chunks.start.0, payload, &mut channel.rtt);
+        match arrival {
+            Arrival::Kept => {}
+            Arrival::Duplicate => counters.duplicate_bytes += payload.len() as u64,
+            Arrival::Stray => {
+                // Neither hashed nor stored (DATA.2, RFC 7574 12.6.3).
+                counters.stray_datagrams += 1;
+                channel.source.strays += 1;
+                if channel.source.strays > STRAYS_MAX {
+                    return Err(DownReason::Flooded);
+                }
+            }
+            Arrival::Complete(first) => {
+                let delay_us = self.clock_us.wrapping_sub(timestamp_us);
+                self.on_complete(first, delay_us)?;
+            }
+        }
+        if silent && !self.channel.source.is_silent() {
+            self.swarm.on_news();
+        }
+        Ok(())
+    }
+
+    /// All chunks of a flight are there: verifies it, and then what waited for its hashes.
+    fn on_complete(&mut self, first: u64, delay_us: u64) -> Result<(), DownReason> {
+        let mut ready = vec![first];
+        while let Some(first) = ready.pop() {
+            if let Some(lacks) = self.channel.source.lacks(first)
+                && !self.has_hash(lacks)
+            {
+                continue;
+            }
+            let Some((bin, bytes)) = self.channel.source.bytes_of(first) else { continue };
+            let Some(munro) = bin.munro() else { continue };
+            let Some(tree) = self.swarm.trees.get_mut(&munro) else {
+                self.channel.source.wait_for_hash(first, bytes, munro.bin());
+                continue;
+            };
+            let bytes = Bytes::from(bytes);
+            let offered = &self.channel.source.offered;
+            match tree.verify_run(bin, bytes.clone(), |bin| offered.hash(bin)) {
+                Ok(run) => {
+                    self.on_verified(run, delay_us);
+                    let waiting = self.channel.source.lacking(munro.bin());
+                    ready.extend(waiting.into_iter().map(|(first, _)| first));
+                }
+                Err(VerifyError::MissingUncle { missing, .. }) => {
+                    self.channel.source.wait_for_hash(first, bytes.into(), missing);
+                }
+                Err(VerifyError::Mismatch { .. } | VerifyError::NotARun { .. }) => {
+                    // Bytes and hashes came from this peer alone: it is known who lied.
+                    self.swarm.counters.false_runs += 1;
+                    return Err(DownReason::Lied { bin });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn has_hash(&mut self, bin: Bin) -> bool {
+        let Some(tree) = bin.munro().and_then(|munro| self.swarm.trees.peek(&munro)) else {
+            return false;
+        };
+        tree.node(bin).is_some() || self.channel.source.offered.hash(bin).is_some()
+    }
+
+    fn on_verified(&mut self, run: VerifiedRun, delay_us: u64) {
+        let bin = run.bin();
+        let chunks = bin.chunks();
+        self.channel.source.remove(chunks.start.0);
+        // RFC 7574 3.4: an ACK for what was verified; neighbours become one range.
+        match self.channel.acks.last_mut() {
+            Some((last, delay)) if last.end == chunks.start => {
+                last.end = chunks.end;
+                *delay = delay_us;
+            }
+            Some((last, delay)) if last.start == chunks.end => {
+                last.start = chunks.start;
+                *delay = delay_us;
+            }
+            _ => self.channel.acks.push((chunks, delay_us)),
+        }
+        self.swarm.counters.verified_bytes += bin.byte_len();
+        self.swarm.dirty = true;
+        let (swarm, from) = (self.swarm.key, self.channel.address);
+        self.events.push_back(Event::Verified { swarm, run, from });
+        for fetch in self.swarm.ledger.verified(bin, self.index) {
+            self.events.push_back(Event::Fetched { fetch });
+        }
+    }
+
+    fn on_integrity(&mut self, chunks: ChunkRange, hash: &[u8]) {
+        let (Some(bin), Ok(hash)) = (Bin::from_chunks(chunks), hash.try_into()) else {
+            return;
+        };
+        let hash = NodeHash(hash);
+        if bin.layer() == MUNRO_LAYER {
+            self.munro = Some((MunroIndex(bin.offset()), hash));
+        } else {
+            self.channel.source.offered.offer(bin, hash);
+        }
+    }
+
+    fn on_signed(
+        &mut self,
+        chunks: ChunkRange,
+        time: NtpTime,
+        signature: &[u8],
+    ) -> Result<(), DownReason> {
+        let (Some((munro, hash)), Ok(signature)) = (self.munro, signature.try_into()) else {
+            return Ok(());
+        };
+        if munro.bin().chunks() != chunks {
+            return Ok(());
+        }
+        let claimed = SignedMunro { munro, hash, time, signature };
+        let known = self.known(munro);
+        if known.is_some_and(|known| known.signed() == claimed) {
+            self.note_known(claimed);
+            return Ok(());
+        }
+        let asked = self.channel.source.offered.is_expected(munro);
+        let newer = match &self.swarm.newest {
+            Some(newest) if newest.munro() == munro => {
+                time.unix_seconds() > newest.time().unix_seconds()
+            }
+            Some(newest) => newest.munro() < munro,
+            None => true,
+        };
+        let forks = known.is_some_and(|known| known.hash() != hash);
+        let needed = asked && !self.swarm.trees.contains(&munro);
+        if !(needed || newer || forks) {
+            // RFC 7574 6.1.2.4: too old to matter; the same munro at another time proves nothing new.
+            return Ok(());
+        }
+        // RFC 7574 12.6.5: checks that a peer can cause are bounded.
+        if !needed && !self.channel.may_check(self.now) {
+            return Ok(());
+        }
+        let Ok(verified) = claimed.verify(&self.swarm.origin) else {
+            return Err(DownReason::ForgedMunro);
+        };
+        let from = self.channel.address;
+        let swarm = self.swarm.key;
+        if let (true, Some(known)) = (forks, known) {
+            let known = known.signed();
+            self.events.push_back(Event::Fork { swarm, known, claimed, from });
+            return Err(DownReason::Forked);
+        }
+        if needed {
+            self.swarm.trees.put(munro, MunroTree::new(verified));
+        } else if let Some(tree) = self.swarm.trees.get_mut(&munro) {
+            tree.renew(verified);
+        }
+        if newer {
+            self.swarm.newest = Some(verified);
+            self.swarm.spread = true;
+            self.events.push_back(Event::Newest { swarm, munro: verified, from });
+        }
+        self.note_known(claimed);
+        for (first, _) in self.channel.source.lacking(munro.bin()) {
+            self.on_complete(first, 0)?;
+        }
+        Ok(())
+    }
+
+    /// What was verified of a munro.
+    fn known(&self, munro: MunroIndex) -> Option<VerifiedMunro> {
+        let newest = self.swarm.newest.filter(|newest| newest.munro() == munro);
+        newest.or_else(|| self.swarm.trees.peek(&munro).map(|tree| *tree.trust()))
+    }
+
+    /// The peer need not be told a munro that it sent.
+    fn note_known(&mut self, claimed: SignedMunro) {
+        if let Some(newest) = self.swarm.newest.filter(|newest| newest.signed() == claimed)
+            && self.channel.told.knows.is_none_or(|knows| is_newer(&newest, &knows))
+        {
+            self.channel.told.knows = Some(newest);
+        }
+    }
+
+    fn on_ack(&mut self, chunks: ChunkRange) {
+        let channel = &mut *self.channel;
+        let in_flight = channel.serve.sent.in_flight();
+        let acked = channel.serve.sent.acknowledge(self.now, chunks);
+        if let Some(rtt) = acked.rtt {
+            channel.rtt.sample(self.now, rtt);
+        }
+        if acked.bytes > 0 {
+            channel.serve.window.on_ack(acked.bytes, in_flight);
+            channel.told.on_reached(chunks);
+        }
+    }
+
+    fn on_have(&mut self, chunks: ChunkRange) {
+        // RFC 7574 3.8: a HAVE cancels its sender's requests for the same chunks.
+        self.channel.serve.on_cancel(chunks);
+        self.channel.told.on_reached(chunks);
+        let start = chunks.start.0.div_ceil(1 << BLOCK_LAYER);
+        self.learn(start, chunks.end.0 >> BLOCK_LAYER);
+    }
+
+    fn on_have_map(&mut self, munro: MunroIndex, granules: u64) {
+        let blocks = 1 << (GRANULE_LAYER - BLOCK_LAYER);
+        let first = munro.blocks().start.0;
+        for granule in (0..64u64).filter(|granule| granules & (1 << granule) != 0) {
+            let start = first + granule * blocks;
+            self.learn(start, start + blocks);
+        }
+        self.channel.told.on_reached(munro.bin().chunks());
+    }
+
+    /// The peer has blocks `start..end`.
+    fn learn(&mut self, start: u64, end: u64) {
+        let known: &mut IntervalSet = &mut self.channel.source.availability;
+        if start >= end || known.contains(start, end) {
+            return;
+        }
+        if known.len() >= AVAILABILITY_SPANS_MAX
+            && known.first_within(start.saturating_sub(1), end.saturating_add(1)).is_none()
+        {
+            return;
+        }
+        known.insert(start, end);
+        self.swarm.on_news();
+    }
+
+    fn on_request(&mut self, chunks: ChunkRange, class: Class) {
+        if self.swarm.serve {
+            self.channel.serve.on_request(self.now, chunks, class);
+        }
+    }
+
+    /// Without blame: a cache evicts.
+    fn on_miss(&mut self, chunks: ChunkRange) {
+        self.swarm.counters.missed += 1;
+        let end = chunks.end.0.div_ceil(1 << BLOCK_LAYER);
+        self.channel.source.availability.remove(chunks.start.0 >> BLOCK_LAYER, end);
+        for first in self.channel.source.flights_within(chunks) {
+            self.channel.source.remove(first);
+            self.swarm.ledger.unassign(first, self.index);
+        }
+        self.swarm.dirty = true;
+    }
+}

@@ -1,0 +1,130 @@
+//! What was sent to a peer and is not acknowledged: pieces of a granule at most.
+//!
+//! An ACK counts only for what was sent (RFC 7574 §12.6.4): honest ACKs name the biggest interval
+//! that the peer holds, other senders' chunks included.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::unit::ChunkRange;
+
+/// A piece that is under way.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    end: u64,
+    bytes: u64,
+    sent_at: Instant,
+    /// Sent before: its ACK gives no sample of the round-trip time.
+    again: bool,
+}
+
+/// What an ACK acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Acked {
+    pub(super) bytes: u64,
+    /// Round-trip time of the newest piece that was sent once.
+    pub(super) rtt: Option<Duration>,
+}
+
+/// The pieces under way.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    pieces: BTreeMap<u64, Piece>,
+    /// In order of sending; entries whose piece is gone are skipped.
+    order: VecDeque<(Instant, u64)>,
+    in_flight: u64,
+}
+
+impl Sent {
+    /// Bytes under way.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.in_flight
+    }
+
+    /// Pieces under way.
+    pub(super) fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// `chunks` go out now, in `bytes` bytes.
+    pub(super) fn push(&mut self, now: Instant, chunks: ChunkRange, bytes: u64, again: bool) {
+        let piece = Piece { end: chunks.end.0, bytes, sent_at: now, again };
+        if let Some(before) = self.pieces.insert(chunks.start.0, piece) {
+            self.in_flight -= before.bytes;
+        }
+        self.in_flight += bytes;
+        // Acknowledged entries leave here, so that the queue stays as short as the table.
+        while let Some((at, first)) = self.order.front()
+            && self.pieces.get(first).is_none_or(|piece| piece.sent_at != *at)
+        {
+            self.order.pop_front();
+        }
+        self.order.push_back((now, chunks.start.0));
+    }
+
+    /// An ACK of `chunks`: pieces that lie wholly within are no longer under way.
+    pub(super) fn acknowledge(&mut self, now: Instant, chunks: ChunkRange) -> Acked {
+        let mut acked = Acked::default();
+        let mut newest = None;
+        let mut from = chunks.start.0;
+        while let Some((first, piece)) = self.pieces.range(from..chunks.end.0).next() {
+            let (first, piece) = (*first, *piece);
+            from = first + 1;
+            if piece.end > chunks.end.0 {
+                break;
+            }
+            self.pieces.remove(&first);
+            self.in_flight -= piece.bytes;
+            acked.bytes += piece.bytes;
+            if !piece.again && newest.is_none_or(|newest| newest < piece.sent_at) {
+                newest = Some(piece.sent_at);
+            }
+        }
+        acked.rtt = newest.map(|sent_at| now.saturating_duration_since(sent_at));
+        acked
+    }
+
+    /// `chunks` are asked for again: what is under way of them is lost. Whether anything was.
+    pub(super) fn lose(&mut self, chunks: ChunkRange) -> bool {
+        let granule = 1 << crate::limits::GRANULE_LAYER;
+        let from = chunks.start.0 - chunks.start.0 % granule;
+        let overlapping: Vec<u64> = self
+            .pieces
+            .range(from..chunks.end.0)
+            .filter(|(_, piece)| piece.end > chunks.start.0)
+            .map(|(first, _)| *first)
+            .collect();
+        for first in &overlapping {
+            self.forget(*first);
+        }
+        !overlapping.is_empty()
+    }
+
+    /// Gives up pieces that were sent before `since`; whether there were any.
+    pub(super) fn expire(&mut self, since: Instant) -> bool {
+        let mut expired = false;
+        while let Some((at, first)) = self.order.front().copied() {
+            let gone = self.pieces.get(&first).is_none_or(|piece| piece.sent_at != at);
+            if !gone && at > since {
+                break;
+            }
+            self.order.pop_front();
+            if !gone {
+                self.forget(first);
+                expired = true;
+            }
+        }
+        expired
+    }
+
+    /// When the oldest piece was sent.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        if self.pieces.is_empty() { None } else { self.order.front().map(|(at, _)| *at) }
+    }
+
+    fn forget(&mut self, first: u64) {
+        if let Some(piece) = self.pieces.remove(&first) {
+            self.in_flight -= piece.bytes;
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! Serving one peer: what it asked for, what is being read for it, what goes out next.
+//!
+//! Requests stay ranges. What is cut off their front is read from disk in bins of 64 KiB at most,
+//! a bounded number of bytes ahead, and goes out in the order in which it was asked for; a waited
+//! range goes before every background one.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
+use crate::ppspp::codec::{ChannelId, Message, WireProfile};
+use crate::tree::VerifiedRun;
+use crate::unit::{Bin, ChunkRange};
+
+use super::event::{Class, DiskId};
+use super::interval::IntervalSet;
+use super::known::Known;
+use super::limits::{
+    BATCH_SEGMENTS, CHOKE, DATA_DATAGRAM_BYTES, MISSES_MAX, READ_BYTES_PER_CHANNEL_MAX,
+    READ_LAYER_MAX, REQUESTED_BYTES_MAX, REQUESTED_RANGES_MAX, SENT_RUNS_MAX,
+};
+use super::rtt::Rtt;
+use super::sent::Sent;
+use super::window::Window;
+use super::writer::Writer;
+
+/// Least that is read ahead for a peer, in bytes.
+const READ_AHEAD_MIN: u64 = 64 << 10;
+/// What waited runs may exceed the read-ahead by, in bytes.
+const WAITED_AHEAD: u64 = 256 << 10;
+
+/// A peer that is served.
+#[derive(Debug)]
+pub(super) struct Serve {
+    lanes: [Lane; 2],
+    known: Known,
+    pub(super) sent: Sent,
+    pub(super) window: Window,
+    /// Ranges to answer with MISS.
+    pub(super) misses: Vec<ChunkRange>,
+    /// CHOKE (`true`) or UNCHOKE is to be said.
+    pub(super) choke: Option<bool>,
+    choked_until: Option<Instant>,
+    /// Bytes read or being read.
+    read_bytes: u64,
+}
+
+/// What was asked for in one class.
+#[derive(Debug, Default)]
+struct Lane {
+    /// In order of arrival. Parts that are not `queued` (any more) are skipped.
+    ranges: VecDeque<ChunkRange>,
+    /// Chunks asked for and not yet being read.
+    queued: IntervalSet,
+    queued_chunks: u64,
+    reads: VecDeque<Read>,
+}
+
+#[derive(Debug)]
+struct Read {
+    bin: Bin,
+    /// The chunks that were asked for, within `bin`.
+    chunks: ChunkRange,
+    /// The next chunk to send.
+    next: u64,
+    /// It was sent before.
+    again: bool,
+    state: ReadState,
+}
+
+#[derive(Debug)]
+enum ReadState {
+    Wanted,
+    Reading(DiskId),
+    Ready(Box<VerifiedRun>),
+}
+
+/// What goes out at once.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Datagrams of hashes: before the data.
+    pub(super) proofs: Vec<Vec<u8>>,
+    /// Datagrams of [`DATA_DATAGRAM_BYTES`] each.
+    pub(super) data: Vec<u8>,
+}
+
+impl Serve {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            lanes: [Lane::default(), Lane::default()],
+            known: Known::default(),
+            sent: Sent::default(),
+            window: Window::new(now),
+            misses: Vec::new(),
+            choke: None,
+            choked_until: None,
+            read_bytes: 0,
+        }
+    }
+
+    /// A REQUEST or WANT. A glutton is choked and its queue dropped (RFC 7574 §3.9).
+    pub(super) fn on_request(&mut self, now: Instant, chunks: ChunkRange, class: Class) {
+        if self.choked_until.is_some() {
+            // RFC 7574 12.6.8: a REQUEST while choked is ignored, and CHOKE said again.
+            self.choke = Some(true);
+            return;
+        }
+        if self.lanes.iter().any(|lane| lane.is_reading(chunks)) {
+            return;
+        }
+        if class == Class::Waited {
+            self.lanes[Class::Background.index()].forget(chunks);
+        }
+        self.lanes[class.index()].push(chunks);
+        let queued: u64 = self.lanes.iter().map(|lane| lane.queued_chunks).sum();
+        let ranges: usize = self.lanes.iter().map(|lane| lane.ranges.len()).sum();
+        if queued > REQUESTED_BYTES_MAX / CHUNK_BYTES || ranges > REQUESTED_RANGES_MAX {
+            self.drop_requests();
+            self.choked_until = Some(now + CHOKE);
+            self.choke = Some(true);
+        }
+    }
+
+    /// CANCEL: an unknown one is ignored (RFC 7574 §12.6.7).
+    pub(super) fn on_cancel(&mut self, chunks: ChunkRange) {
+        self.lanes.iter_mut().for_each(|lane| lane.forget(chunks));
+    }
+
+    /// Forgets everything that was asked for.
+    pub(super) fn drop_requests(&mut self) {
+        for lane in &mut self.lanes {
+            *lane = Lane::default();
+        }
+        self.read_bytes = 0;
+    }
+
+    /// Ends a choke that has lasted long enough; otherwise says when it will.
+    pub(super) fn choked_until(&mut self, now: Instant) -> Option<Instant> {
+        if self.choked_until.is_some_and(|until| until <= now) {
+            self.choked_until = None;
+            self.choke = Some(false);
+        }
+        self.choked_until
+    }
+
+    /// The class that is to be sent, if any of it is ready.
+    pub(super) fn ready(&self) -> Option<Class> {
+        [Class::Waited, Class::Background].into_iter().find(|class| {
+            let front = self.lanes[class.index()].reads.front();
+            front.is_some_and(|read| matches!(read.state, ReadState::Ready(_)))
+        })
+    }
+
+    /// Bytes read or being read for this peer.
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
+    /// Whether something is asked for that is not being read.
+    pub(super) fn has_unread(&self) -> bool {
+        self.lanes.iter().any(|lane| {
+            !lane.queued.is_empty()
+                || lane.reads.iter().any(|read| matches!(read.state, ReadState::Wanted))
+        })
+    }
+
+    /// The next bin to read, within `budget` bytes for each class; what is not `held` becomes a MISS.
+    pub(super) fn next_read(
+        &mut self,
+        now: Instant,
+        held: &IntervalSet,
+        budget: [u64; 2],
+        id: DiskId,
+        rtt: &Rtt,
+    ) -> Option<Bin> {
+        let ahead = (self.window.bytes() * 2).clamp(READ_AHEAD_MIN, READ_BYTES_PER_CHANNEL_MAX);
+        for class in [Class::Waited, Class::Background] {
+            let lane = &mut self.lanes[class.index()];
+            if let Some(read) =
+                lane.reads.iter_mut().find(|read| matches!(read.state, ReadState::Wanted))
+            {
+                read.state = ReadState::Reading(id);
+                return Some(read.bin);
+            }
+            // A waited run is read even if background data fills the read-ahead.
+            let ahead = if class == Class::Waited { ahead + WAITED_AHEAD } else { ahead };
+            let room = ahead.saturating_sub(self.read_bytes).min(budget[class.index()]);
+            let Some((bin, chunks)) = lane.cut(held, room, &mut self.misses) else { continue };
+            let lost = self.sent.lose(chunks);
+            if lost {
+                self.window.on_loss(now, rtt);
+            }
+            let again = self.known.sent_before(bin) || lost;
+            let (next, state) = (chunks.start.0, ReadState::Reading(id));
+            lane.reads.push_back(Read { bin, chunks, next, again, state });
+            self.read_bytes += bin.byte_len();
+            return Some(bin);
+        }
+        None
+    }
+
+    /// The disk's answer. A large bin that is not there whole is tried granule by granule; a small
+    /// one is a MISS.
+    pub(super) fn on_disk(&mut self, id: DiskId, run: Option<VerifiedRun>) {
+        for lane in &mut self.lanes {
+            let reading = |read: &Read| matches!(read.state, ReadState::Reading(at) if at == id);
+            let Some(at) = lane.reads.iter().position(reading) else { continue };
+            let bin = lane.reads[at].bin;
+            if let Some(run) = run.filter(|run| run.bin() == bin) {
+                lane.reads[at].state = ReadState::Ready(Box::new(run));
+                return;
+            }
+            let Some(gone) = lane.reads.remove(at) else { return };
+            if bin.layer() <= GRANULE_LAYER {
+                self.read_bytes -= bin.byte_len();
+                if self.misses.len() < MISSES_MAX {
+                    self.misses.push(gone.chunks);
+                }
+                return;
+            }
+            let granules = 1 << (bin.layer() - GRANULE_LAYER);
+            for i in (0..granules).rev() {
+                let bin = Bin::new(GRANULE_LAYER, bin.offset() * granules + i);
+                let (chunks, state) = (bin.chunks(), ReadState::Wanted);
+                let (next, again) = (chunks.start.0, gone.again);
+                lane.reads.insert(at, Read { bin, chunks, next, again, state });
+            }
+            return;
+        }
+    }
+
+    /// Builds the next batch of `class`, within `allowed` bytes.
+    pub(super) fn fill(
+        &mut self,
+        now: Instant,
+        class: Class,
+        allowed: u64,
+        remote: ChannelId,
+        timestamp_us: u64,
+    ) -> Batch {
+        let mut batch = Batch::default();
+        let mut proofs = Writer::new(remote);
+        let lane = &mut self.lanes[class.index()];
+        let segments = BATCH_SEGMENTS.min((allowed / DATA_DATAGRAM_BYTES as u64) as usize);
+        let mut left = segments;
+        while left > 0 && self.sent.len() < SENT_RUNS_MAX {
+            let Some(read) = lane.reads.front_mut() else { break };
+            let ReadState::Ready(run) = &read.state else { break };
+            let granule = Bin::new(0, read.next).ancestor(GRANULE_LAYER);
+            let piece = if read.bin.layer() > GRANULE_LAYER { granule } else { read.bin };
+            let Some(chunks) = piece.chunks().intersection(read.chunks) else { break };
+            if read.next == chunks.start.0 {
+                let proof = self.known.prove(run, piece);
+                if proof.munro {
+                    proofs.munro(run.munro());
+                }
+                for (bin, hash) in &proof.uncles {
+                    proofs.push(&Message::Integrity { chunks: bin.chunks(), hash: &hash.0 });
+                }
+                let bytes = chunks.count() * DATA_DATAGRAM_BYTES as u64;
+                self.sent.push(now, chunks, bytes, read.again);
+            }
+            if batch.data.capacity() == 0 {
+                let whole = read.chunks.end.0 - read.next;
+                let more = if lane.reads.len() > 1 { left } else { left.min(whole as usize) };
+                batch.data.reserve_exact(more * DATA_DATAGRAM_BYTES);
+            }
+            let Some(read) = lane.reads.front_mut() else { break };
+            let ReadState::Ready(run) = &read.state else { break };
+            let end = chunks.end.0.min(read.next + left as u64);
+            left -= (end - read.next) as usize;
+            let base = read.bin.chunks().start.0;
+            for chunk in read.next..end {
+                let at = ((chunk - base) * CHUNK_BYTES) as usize;
+                let payload = &run.bytes()[at..at + CHUNK_BYTES as usize];
+                write_data(&mut batch.data, remote, chunk, timestamp_us, payload);
+            }
+            read.next = end;
+            if end == read.chunks.end.0 {
+                self.read_bytes -= read.bin.byte_len();
+                lane.reads.pop_front();
+            }
+        }
+        batch.proofs = proofs.finish();
+        let bytes = batch.data.len() + batch.proofs.iter().map(Vec::len).sum::<usize>();
+        self.window.on_sent(bytes as u64);
+        batch
+    }
+}
+
+impl Lane {
+    /// Queues what is not queued yet.
+    fn push(&mut self, chunks: ChunkRange) {
+        let (mut at, end) = (chunks.start.0, chunks.end.0);
+        while at < end {
+            let (known, until) = self.queued.first_within(at, end).unwrap_or((end, end));
+            if let Some(fresh) = ChunkRange::new(at, known) {
+                self.ranges.push_back(fresh);
+                self.queued_chunks += fresh.count();
+                self.queued.insert(at, known);
+            }
+            at = until;
+        }
+    }
+
+    fn forget(&mut self, chunks: ChunkRange) {
+        while let Some((start, end)) = self.queued.first_within(chunks.start.0, chunks.end.0) {
+            self.queued.remove(start, end);
+            self.queued_chunks -= end - start;
+        }
+    }
+
+    fn is_reading(&self, chunks: ChunkRange) -> bool {
+        self.reads.iter().any(|read| read.chunks.contains(chunks) && read.next <= chunks.start.0)
+    }
+
+    /// Takes a bin of at most `room` bytes off the front, with the chunks of it that are wanted.
+    fn cut(
+        &mut self,
+        held: &IntervalSet,
+        room: u64,
+        misses: &mut Vec<ChunkRange>,
+    ) -> Option<(Bin, ChunkRange)> {
+        loop {
+            let front = *self.ranges.front()?;
+            let Some((start, end)) = self.queued.first_within(front.start.0, front.end.0) else {
+                self.ranges.pop_front();
+                continue;
+            };
+            let block = start >> BLOCK_LAYER;
+            let Some((_, held_until)) = held.covering(block) else {
+                let last = end.div_ceil(1 << BLOCK_LAYER);
+                let next = held.first_within(block, last).map_or(last, |(next, _)| next);
+                let missing = ChunkRange::new(start, end.min(next << BLOCK_LAYER))?;
+                self.forget(missing);
+                if misses.len() < MISSES_MAX {
+                    misses.push(missing);
+                }
+                continue;
+            };
+            let end = end.min(held_until << BLOCK_LAYER);
+            let fits = |layer: u32| {
+                start.is_multiple_of(1 << layer)
+                    && start + (1 << layer) <= end
+                    && CHUNK_BYTES << layer <= room
+            };
+            let layer = (BLOCK_LAYER..=READ_LAYER_MAX)
+                .rev()
+                .find(|layer| fits(*layer))
+                .unwrap_or(BLOCK_LAYER);
+            if CHUNK_BYTES << layer > room {
+                return None;
+            }
+            let bin = Bin::new(layer, start >> layer);
+            let chunks = ChunkRange::new(start, end.min(bin.chunks().end.0))?;
+            self.forget(chunks);
+            return Some((bin, chunks));
+        }
+    }
+}
+
+/// One datagram with one chunk: RFC 7574 8.6: DATA in the tail of the datagram.
+fn write_data(out: &mut Vec<u8>, remote: ChannelId, chunk: u64, timestamp_us: u64, payload: &[u8]) {
+    let start = out.len();
+    out.extend_from_slice(&remote.0.to_be_bytes());
+    let written = ChunkRange::new(chunk, chunk + 1).is_some_and(|chunks| {
+        Message::Data { chunks, timestamp_us, payload }.encode(&WireProfile::LIVE, out).is_ok()
+    });
+    assert!(written && out.len() - start == DATA_DATAGRAM_BYTES, "a chunk is one datagram");
+}

@@ -1,0 +1,555 @@
+//! A peer as a source: what it has, what it was asked for, what is there of it.
+//!
+//! A **flight** is a run asked of this peer. Its chunks are collected in one buffer, so that the
+//! run is verified as a whole and a lie has one author. A peer serves each class in the order in
+//! which it was asked; so each flight has a place in its **lane**, and a hole that later data has
+//! overtaken is a loss.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::limits::{CHUNK_BYTES, GRANULE_LAYER};
+use crate::unit::{Bin, ChunkRange};
+
+use super::event::Class;
+use super::interval::IntervalSet;
+use super::limits::{
+    CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, REORDER_CHUNKS, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX,
+    WINDOW_BYTES_MIN,
+};
+use super::offered::Offered;
+use super::rtt::Rtt;
+
+const CHUNK: usize = CHUNK_BYTES as usize;
+/// Least wait for reordered datagrams behind the end of what was asked.
+const REORDER_DELAY_MIN: Duration = Duration::from_millis(2);
+/// Flights of which the holes are asked for again when a lane is overdue.
+const OVERDUE_FLIGHTS: usize = 64;
+/// How much longer background work may be without an answer while waited runs are ahead of it.
+const BEHIND_WAITED: u32 = 8;
+
+/// A run asked of one peer.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) bin: Bin,
+    pub(super) class: Class,
+    /// When nobody wants it any more.
+    pub(super) deadline: Instant,
+    /// When something of it was asked for last.
+    asked_at: Instant,
+    /// A second source is sought at this time.
+    hedge_at: Option<Instant>,
+    /// Place of the first chunk in its lane.
+    order: u64,
+    /// Bit i: chunk i is there.
+    got: u64,
+    /// Taken when the first chunk arrives.
+    buffer: Vec<u8>,
+    /// The uncle that is missing though all chunks are there.
+    pub(super) lacks: Option<Bin>,
+    hashless: u8,
+    /// Something was asked for a second time: it gives no sample of the round-trip time.
+    again: bool,
+}
+
+impl Flight {
+    fn chunks(&self) -> u64 {
+        1 << self.bin.layer()
+    }
+    fn is_complete(&self) -> bool {
+        u64::from(self.got.count_ones()) == self.chunks()
+    }
+    fn end(&self) -> u64 {
+        self.order + self.chunks()
+    }
+}
+
+/// The order of service of one class.
+#[derive(Debug)]
+struct Lane {
+    /// First chunk of each flight, by its place.
+    order: BTreeMap<u64, u64>,
+    /// The next place.
+    next: u64,
+    /// One past the highest place that arrived.
+    high: u64,
+    last_arrival: Instant,
+}
+
+/// A range to ask for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    pub(super) chunks: ChunkRange,
+    pub(super) class: Class,
+    pub(super) deadline: Instant,
+}
+
+/// What became of a DATA message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// Nobody asked for it.
+    Stray,
+    /// It was there, or was asked for once.
+    Duplicate,
+    /// Kept.
+    Kept,
+    /// Kept, or known, and all of the flight with this first chunk is there.
+    Complete(u64),
+}
+
+/// What a silent lane asks for.
+#[derive(Debug, Default)]
+pub(super) struct Overdue {
+    /// Flights of which something was asked for again.
+    pub(super) again: u64,
+    /// An answer is overdue.
+    pub(super) late: bool,
+}
+
+/// A peer as a source.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// Blocks that it says it has.
+    pub(super) availability: IntervalSet,
+    /// It answers no requests (RFC 7574 §3.9).
+    pub(super) choked: bool,
+    /// Answers overdue in a row.
+    pub(super) timeouts: u32,
+    /// Hashes that it offered.
+    pub(super) offered: Offered,
+    /// Bytes in flight.
+    pub(super) outstanding: u64,
+    /// DATA that nobody asked for.
+    pub(super) strays: u32,
+    /// Ranges to ask for in the next datagram.
+    pub(super) asks: Vec<Ask>,
+    /// Ranges to cancel in the next datagram.
+    pub(super) cancels: Vec<ChunkRange>,
+    flights: BTreeMap<u64, Flight>,
+    lanes: [Lane; 2],
+    /// DATA that may arrive without being strays.
+    credit: u64,
+    /// Flights that wait for a hash.
+    lacking: usize,
+    delivery: Delivery,
+}
+
+impl Source {
+    pub(super) fn new(now: Instant) -> Self {
+        let lane = || Lane { order: BTreeMap::new(), next: 0, high: 0, last_arrival: now };
+        Self {
+            availability: IntervalSet::default(),
+            choked: false,
+            timeouts: 0,
+            offered: Offered::default(),
+            outstanding: 0,
+            strays: 0,
+            asks: Vec::new(),
+            cancels: Vec::new(),
+            flights: BTreeMap::new(),
+            lanes: [lane(), lane()],
+            credit: 0,
+            lacking: 0,
+            delivery: Delivery { since: now, bytes: 0, rate: 0.0 },
+        }
+    }
+
+    /// Whether all blocks of `bin` are said to be there.
+    pub(super) fn has(&self, bin: Bin) -> bool {
+        let chunks = bin.chunks();
+        self.availability.contains(chunks.start.0 / 4, chunks.end.0.div_ceil(4))
+    }
+
+    /// Bytes that may be asked for now.
+    pub(super) fn room(&self, class: Class, rtt: &Rtt) -> u64 {
+        if self.choked || self.flights.len() >= FLIGHTS_MAX {
+            return 0;
+        }
+        let extra = if class == Class::Waited { WAITED_BYTES_EXTRA } else { 0 };
+        (self.window(rtt) + extra).saturating_sub(self.outstanding)
+    }
+
+    /// Twice what the peer delivers in a round trip: enough that it never runs dry.
+    fn window(&self, rtt: &Rtt) -> u64 {
+        let bytes = 2.0 * self.delivery.rate * rtt.minimum().as_secs_f64();
+        (bytes as u64).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+    }
+
+    /// How long a run asked for now is likely to take.
+    pub(super) fn expected(&self, class: Class, rtt: &Rtt) -> Duration {
+        let ahead = match class {
+            Class::Waited => {
+                self.lanes[Class::Waited.index()].order.len() as u64
+                    * (CHUNK_BYTES << GRANULE_LAYER)
+            }
+            Class::Background => self.outstanding,
+        };
+        let queue = ahead as f64 / self.delivery.rate.max(1e6);
+        rtt.smoothed() + Duration::from_secs_f64(queue.min(10.0))
+    }
+
+    /// Asks for a run.
+    pub(super) fn ask(
+        &mut self,
+        now: Instant,
+        bin: Bin,
+        class: Class,
+        deadline: Instant,
+        rtt: &Rtt,
+    ) {
+        let hedge_at = (class == Class::Waited)
+            .then(|| now + (self.expected(class, rtt) * 2).max(Duration::from_millis(10)));
+        let chunks = bin.chunks();
+        let order = self.lanes[class.index()].place(chunks);
+        let flight = Flight {
+            bin,
+            class,
+            deadline,
+            asked_at: now,
+            hedge_at,
+            order,
+            got: 0,
+            buffer: Vec::new(),
+            lacks: None,
+            hashless: 0,
+            again: false,
+        };
+        if let Some(munro) = bin.munro() {
+            self.offered.expect(munro);
+        }
+        self.outstanding += bin.byte_len();
+        self.flights.insert(chunks.start.0, flight);
+        self.push_ask(Ask { chunks, class, deadline });
+    }
+
+    /// Neighbouring granules become one range; smaller runs stay apart, because a sender proves
+    /// whole granules granule by granule and all else block by block.
+    fn push_ask(&mut self, ask: Ask) {
+        self.credit = (self.credit + 2 * ask.chunks.count()).min(CREDIT_MAX);
+        let granules = |chunks: ChunkRange| {
+            let granule = 1 << GRANULE_LAYER;
+            chunks.start.0.is_multiple_of(granule) && chunks.end.0.is_multiple_of(granule)
+        };
+        if let Some(last) = self.asks.last_mut()
+            && last.class == ask.class
+            && last.chunks.end == ask.chunks.start
+            && granules(last.chunks)
+            && granules(ask.chunks)
+        {
+            last.chunks.end = ask.chunks.end;
+            last.deadline = last.deadline.max(ask.deadline);
+            return;
+        }
+        self.asks.push(ask);
+    }
+
+    /// A reader waits for a run that was asked for in the background: asks again, ahead of the
+    /// rest, unless it is arriving already.
+    pub(super) fn upgrade(&mut self, now: Instant, first: u64, deadline: Instant) {
+        let Some(flight) = self.flights.get_mut(&first) else { return };
+        if flight.class == Class::Waited {
+            return;
+        }
+        flight.class = Class::Waited;
+        self.lanes[Class::Background.index()].order.remove(&flight.order);
+        flight.order = self.lanes[Class::Waited.index()].place(flight.bin.chunks());
+        flight.hedge_at = Some(now + Duration::from_millis(50));
+        if flight.got == 0 {
+            flight.asked_at = now;
+            flight.again = true;
+            let ask = Ask { chunks: flight.bin.chunks(), class: Class::Waited, deadline };
+            self.push_ask(ask);
+        }
+    }
+
+    /// Takes the payload of a DATA message. The round-trip time is sampled at a flight's first
+    /// chunk.
+    pub(super) fn on_data(
+        &mut self,
+        now: Instant,
+        chunk: u64,
+        payload: &[u8],
+        rtt: &mut Rtt,
+    ) -> Arrival {
+        let useless = if self.credit == 0 { Arrival::Stray } else { Arrival::Duplicate };
+        self.credit = self.credit.saturating_sub(1);
+        let Some((first, flight)) = self.flights.range_mut(..=chunk).next_back() else {
+            return useless;
+        };
+        let (first, index) = (*first, chunk - *first);
+        if index >= flight.chunks() || payload.len() != CHUNK {
+            return useless;
+        }
+        let lane = &mut self.lanes[flight.class.index()];
+        lane.high = lane.high.max(flight.order + index + 1);
+        lane.last_arrival = now;
+        self.timeouts = 0;
+        if flight.got & (1 << index) != 0 {
+            let complete = flight.is_complete();
+            return if complete { Arrival::Complete(first) } else { Arrival::Duplicate };
+        }
+        if flight.got == 0 {
+            flight.buffer = vec![0; flight.bin.byte_len() as usize];
+            if !flight.again {
+                rtt.sample(now, now.saturating_duration_since(flight.asked_at));
+            }
+        }
+        flight.got |= 1 << index;
+        let at = index as usize * CHUNK;
+        flight.buffer[at..at + CHUNK].copy_from_slice(payload);
+        self.delivery.add(now, rtt);
+        if flight.is_complete() { Arrival::Complete(first) } else { Arrival::Kept }
+    }
+
+    /// The bytes of a flight that is complete, to verify them.
+    pub(super) fn bytes_of(&mut self, first: u64) -> Option<(Bin, Vec<u8>)> {
+        let flight = self.flights.get_mut(&first).filter(|flight| flight.is_complete())?;
+        Some((flight.bin, std::mem::take(&mut flight.buffer)))
+    }
+
+    /// Puts the bytes back: `lacks` must arrive first.
+    pub(super) fn wait_for_hash(&mut self, first: u64, bytes: Vec<u8>, lacks: Bin) {
+        if let Some(flight) = self.flights.get_mut(&first) {
+            flight.buffer = bytes;
+            self.lacking += usize::from(flight.lacks.replace(lacks).is_none());
+        }
+    }
+
+    /// The hash that a complete flight waits for.
+    pub(super) fn lacks(&self, first: u64) -> Option<Bin> {
+        self.flights.get(&first)?.lacks
+    }
+
+    /// Complete flights within `bin` that wait for a hash.
+    pub(super) fn lacking(&self, within: Bin) -> Vec<(u64, Bin)> {
+        if self.lacking == 0 {
+            return Vec::new();
+        }
+        let chunks = within.chunks();
+        let flights = self.flights.range(chunks.start.0..chunks.end.0);
+        flights.filter_map(|(first, flight)| Some((*first, flight.lacks?))).collect()
+    }
+
+    /// Forgets a flight: it is verified, or no longer wanted of this peer.
+    pub(super) fn remove(&mut self, first: u64) -> Option<Flight> {
+        let flight = self.flights.remove(&first)?;
+        self.lanes[flight.class.index()].order.remove(&flight.order);
+        self.outstanding -= flight.bin.byte_len();
+        self.lacking -= usize::from(flight.lacks.is_some());
+        if let Some(munro) = flight.bin.munro() {
+            self.offered.done(munro);
+        }
+        Some(flight)
+    }
+
+    /// Forgets a flight and tells the peer so (RFC 7574 §3.8).
+    pub(super) fn withdraw(&mut self, first: u64) {
+        if let Some(flight) = self.remove(first)
+            && !flight.is_complete()
+            && !self.choked
+        {
+            self.cancels.push(flight.bin.chunks());
+        }
+    }
+
+    /// First chunks of all flights.
+    pub(super) fn flights(&self) -> Vec<u64> {
+        self.flights.keys().copied().collect()
+    }
+
+    /// First chunks of the flights that overlap `chunks`.
+    pub(super) fn flights_within(&self, chunks: ChunkRange) -> Vec<u64> {
+        // A flight is a granule at most, and aligned: one that reaches in begins less than that
+        // before.
+        let from = chunks.start.0.saturating_sub((1 << GRANULE_LAYER) - 1);
+        let flights = self.flights.range(from..chunks.end.0);
+        let overlapping =
+            flights.filter(|(_, flight)| flight.bin.chunks().intersection(chunks).is_some());
+        overlapping.map(|(first, _)| *first).collect()
+    }
+
+    /// Whether requests go unanswered.
+    pub(super) fn is_silent(&self) -> bool {
+        self.timeouts >= super::limits::SILENT_AFTER
+    }
+
+    /// Asks again for what later data has overtaken; the number of flights concerned.
+    pub(super) fn recover(&mut self, now: Instant, rtt: &Rtt) -> u64 {
+        let mut again = 0;
+        for class in [Class::Waited, Class::Background] {
+            let lane = &self.lanes[class.index()];
+            let settled = now >= lane.last_arrival + Self::reorder_delay(rtt);
+            let high = if settled { lane.high } else { lane.high.saturating_sub(REORDER_CHUNKS) };
+            let overtaken: Vec<u64> = lane
+                .order
+                .iter()
+                .take_while(|(place, _)| **place < high)
+                .map(|(_, first)| *first)
+                .filter(|first| {
+                    self.flights.get(first).is_some_and(|flight| {
+                        flight.end() <= high && now >= flight.asked_at + rtt.minimum()
+                    })
+                })
+                .collect();
+            again += overtaken.iter().filter(|first| self.ask_again(now, **first)).count() as u64;
+        }
+        again
+    }
+
+    fn reorder_delay(rtt: &Rtt) -> Duration {
+        (rtt.minimum() / 4).max(REORDER_DELAY_MIN)
+    }
+
+    /// Asks again for the holes of lanes that have been without an answer for too long.
+    pub(super) fn overdue(&mut self, now: Instant, rtt: &Rtt) -> Overdue {
+        let mut overdue = Overdue::default();
+        for class in [Class::Waited, Class::Background] {
+            if self.overdue_at(class, rtt).is_none_or(|at| at > now) {
+                continue;
+            }
+            overdue.late = true;
+            let lane = &self.lanes[class.index()];
+            let late: Vec<u64> = lane.order.values().take(OVERDUE_FLIGHTS).copied().collect();
+            overdue.again +=
+                late.iter().filter(|first| self.ask_again(now, **first)).count() as u64;
+        }
+        if overdue.late {
+            self.timeouts += 1;
+        }
+        overdue
+    }
+
+    /// When the lane's oldest flight is overdue.
+    fn overdue_at(&self, class: Class, rtt: &Rtt) -> Option<Instant> {
+        let lane = &self.lanes[class.index()];
+        let oldest = self.flights.get(lane.order.first_key_value()?.1)?;
+        let behind =
+            class == Class::Background && !self.lanes[Class::Waited.index()].order.is_empty();
+        let patience = rtt.overdue(self.timeouts) * if behind { BEHIND_WAITED } else { 1 };
+        Some(oldest.asked_at.max(lane.last_arrival) + patience)
+    }
+
+    /// Asks for a flight's holes, or for its hashes if it has none; `false` if it must wait.
+    fn ask_again(&mut self, now: Instant, first: u64) -> bool {
+        let Some(flight) = self.flights.get(&first) else { return false };
+        let bin = flight.bin;
+        if flight.is_complete() {
+            // The hash that is missing may be one that an earlier flight of the munro computes.
+            let (order, class) = (flight.order, flight.class);
+            let munro = bin.munro().map_or(bin, |munro| munro.bin()).chunks();
+            let mut earlier = self.flights.range(munro.start.0..munro.end.0);
+            if earlier.any(|(_, f)| f.class == class && f.order < order && !f.is_complete()) {
+                return false;
+            }
+        }
+        let Some(flight) = self.flights.get_mut(&first) else { return false };
+        let (class, deadline) = (flight.class, flight.deadline);
+        let lane = &mut self.lanes[class.index()];
+        lane.order.remove(&flight.order);
+        flight.order = lane.place(bin.chunks());
+        flight.asked_at = now;
+        flight.again = true;
+        let chunks = bin.chunks();
+        let mut holes = Vec::new();
+        if flight.is_complete() {
+            // A chunk that is asked for a second time comes with every hash (see `known`).
+            flight.hashless += 1;
+            holes.extend(ChunkRange::new(chunks.end.0 - 1, chunks.end.0));
+        } else {
+            let mut at = 0;
+            while at < flight.chunks() {
+                let missing = u64::from((!(flight.got >> at)).trailing_zeros());
+                let start = (at + missing).min(flight.chunks());
+                let length = u64::from((flight.got >> start).trailing_zeros());
+                let end = (start + length).min(flight.chunks());
+                holes.extend(ChunkRange::new(first + start, first + end));
+                at = end;
+            }
+        }
+        for chunks in holes {
+            self.push_ask(Ask { chunks, class, deadline });
+        }
+        true
+    }
+
+    /// Flights whose hashes never came, though all their chunks did.
+    pub(super) fn hashless(&self) -> Vec<u64> {
+        let tired = self.flights.iter().filter(|(_, flight)| flight.hashless > HASHLESS_MAX);
+        tired.map(|(first, _)| *first).collect()
+    }
+
+    /// Waited flights that are late enough for a second source; each is named once.
+    pub(super) fn hedges(&mut self, now: Instant) -> Vec<u64> {
+        let mut late = Vec::new();
+        for first in self.lanes[Class::Waited.index()].order.values() {
+            let Some(flight) = self.flights.get_mut(first) else { continue };
+            if flight.hedge_at.is_some_and(|at| at <= now) {
+                flight.hedge_at = None;
+                late.push(*first);
+            }
+        }
+        late
+    }
+
+    /// When something here is due.
+    pub(super) fn deadline(&self, rtt: &Rtt) -> Option<Instant> {
+        if self.flights.is_empty() {
+            return None;
+        }
+        let mut next: Option<Instant> = None;
+        let mut at = |when: Instant| next = Some(next.map_or(when, |next| next.min(when)));
+        for class in [Class::Waited, Class::Background] {
+            self.overdue_at(class, rtt).into_iter().for_each(&mut at);
+            let lane = &self.lanes[class.index()];
+            let Some(first) = lane.order.first_key_value().and_then(|(_, f)| self.flights.get(f))
+            else {
+                continue;
+            };
+            if first.end() <= lane.high {
+                at((lane.last_arrival + Self::reorder_delay(rtt))
+                    .max(first.asked_at + rtt.minimum()));
+            }
+            if class == Class::Waited {
+                first.hedge_at.into_iter().for_each(&mut at);
+            }
+        }
+        next
+    }
+}
+
+impl Lane {
+    /// Takes the next places for the flight of these chunks.
+    fn place(&mut self, chunks: ChunkRange) -> u64 {
+        let place = self.next;
+        self.next += chunks.count();
+        self.order.insert(place, chunks.start.0);
+        place
+    }
+}
+
+/// How fast a peer delivers: the best recent rate, decaying.
+#[derive(Debug)]
+struct Delivery {
+    since: Instant,
+    bytes: u64,
+    /// Bytes a second.
+    rate: f64,
+}
+
+impl Delivery {
+    fn add(&mut self, now: Instant, rtt: &Rtt) {
+        self.bytes += CHUNK_BYTES;
+        if !self.bytes.is_multiple_of(CHUNK_BYTES << GRANULE_LAYER) {
+            return;
+        }
+        let elapsed = now.saturating_duration_since(self.since);
+        let span = rtt.minimum().max(Duration::from_millis(5));
+        if elapsed < span {
+            return;
+        }
+        let rate = self.bytes as f64 / elapsed.as_secs_f64();
+        self.rate = rate.max(self.rate * 0.9);
+        self.since = now;
+        self.bytes = 0;
+    }
+}

@@ -1,0 +1,1 @@
+//! Dishonest, broken and silent peers.

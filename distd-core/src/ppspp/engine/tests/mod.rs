@@ -1,0 +1,5 @@
+//! The engine's promises, kept through its public surface in virtual time.
+
+mod hostile;
+mod net;
+mod transfer;
