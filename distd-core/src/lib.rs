@@ -1,6 +1,7 @@
 //! The parts that an origin and a node share: the log and its tree, the formats, the protocol, the
 //! store and the node that joins them. `docs/architecture.md` is the floor plan.
 
+pub mod congestion;
 pub mod head;
 pub mod keys;
 pub mod limits;

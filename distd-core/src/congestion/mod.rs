@@ -1,0 +1,300 @@
+//! How much a sender may have in flight on one channel, and how fast it goes out, without I/O.
+//!
+//! Two windows share a channel. Background data (prefetch) goes by delay: LEDBAT gives way to
+//! everything else on the path (RFC 7574 §8: MUST use LEDBAT). Data that a reader waits for goes by
+//! loss, as TCP's does, and starts warm (RFC 7574 §8.15 allows tuning up to TCP's aggressiveness).
+//!
+//! ```text
+//!                      acknowledgements, round trips, one-way delays, losses
+//!                            |                                  |
+//!                  background: Ledbat                  foreground: Cubic
+//!                            \                                  /
+//!                             `------------ Pacer -------------'  1.25 windows a round trip
+//! ```
+//!
+//! Nothing that a peer reports is believed beyond what the sender measured itself.
+
+mod cubic;
+mod delay;
+mod ledbat;
+#[cfg(test)]
+mod link;
+mod pacer;
+mod rtt;
+
+use std::time::{Duration, Instant};
+
+pub use rtt::Rtt;
+
+use cubic::Cubic;
+use delay::DelayHistory;
+use ledbat::Ledbat;
+use pacer::Pacer;
+
+/// What windows count in, in bytes: a datagram with one chunk.
+pub const SEGMENT_BYTES: u64 = 1053;
+/// Least window (RFC 6817 MIN_CWND), in bytes.
+pub const WINDOW_BYTES_MIN: u64 = 2 * SEGMENT_BYTES;
+/// Largest window, in bytes.
+pub const WINDOW_BYTES_MAX: u64 = 32 << 20;
+/// First window of data that somebody waits for: 20 datagrams, in bytes.
+pub const FOREGROUND_BYTES_INITIAL: u64 = 20 * SEGMENT_BYTES;
+/// First window of background data: that of TCP (RFC 6928), in bytes.
+pub const BACKGROUND_BYTES_INITIAL: u64 = 10 * SEGMENT_BYTES;
+
+/// How far a peer's one-way delay may lie above what the round trip shows: clocks tick coarsely.
+const DELAY_SLACK: Duration = Duration::from_millis(5);
+
+/// What an acknowledgement says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Acked {
+    /// Bytes that were sent and are acknowledged now for the first time.
+    pub bytes: u64,
+    /// Bytes that were in flight before.
+    pub in_flight: u64,
+    /// Round-trip time of data that was sent once (Karn's rule: RFC 6298 §3).
+    pub rtt: Option<Duration>,
+    /// The peer's one-way delay: its clock less ours, modulo 2^64, in microseconds.
+    pub delay_us: Option<u64>,
+}
+
+/// One channel's sending windows.
+#[derive(Debug)]
+pub struct Controller {
+    background: Ledbat,
+    foreground: Cubic,
+    rtt: Rtt,
+    /// One-way delays as the peer reports them, and round trips as measured here.
+    one_way: DelayHistory,
+    round_trip: DelayHistory,
+    pacer: Pacer,
+    /// When a loss last shrank the windows.
+    reduced_at: Option<Instant>,
+}
+
+impl Controller {
+    /// A fresh channel.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            background: Ledbat::new(),
+            foreground: Cubic::new(),
+            rtt: Rtt::default(),
+            one_way: DelayHistory::new(now),
+            round_trip: DelayHistory::new(now),
+            pacer: Pacer::new(now),
+            reduced_at: None,
+        }
+    }
+
+    /// The round-trip time.
+    pub const fn rtt(&self) -> &Rtt {
+        &self.rtt
+    }
+
+    /// A round trip that carried no data, such as a handshake's.
+    pub fn on_round_trip(&mut self, now: Instant, sample: Duration) {
+        self.rtt.sample(sample);
+        self.round_trip.sample(now, micros(sample));
+    }
+
+    /// `bytes` went out.
+    pub fn on_sent(&mut self, now: Instant, bytes: u64) {
+        self.pacer.on_sent(now, bytes, self.rate());
+    }
+
+    /// Data arrived at the peer.
+    pub fn on_ack(&mut self, now: Instant, acked: Acked) {
+        if let Some(sample) = acked.rtt {
+            self.on_round_trip(now, sample);
+        }
+        if let Some(delay_us) = acked.delay_us {
+            self.one_way.sample(now, delay_us);
+        }
+        let queuing = self.queuing();
+        let round_trip = self.round_trip.queuing().unwrap_or_default();
+        let sent_at = acked.rtt.and_then(|rtt| now.checked_sub(rtt));
+        self.background.on_ack(now, sent_at, acked, queuing);
+        self.foreground.on_ack(now, acked, round_trip, &self.rtt);
+    }
+
+    /// Data that went out at `sent_at` was lost. Whether that shrank the windows: what was sent
+    /// before they last shrank says nothing of what they are now, so that they do so at most once
+    /// in a round trip (RFC 6817 §2.4.2).
+    pub fn on_loss(&mut self, now: Instant, sent_at: Instant) -> bool {
+        if self.reduced_at.is_some_and(|reduced_at| sent_at <= reduced_at) {
+            return false;
+        }
+        self.reduced_at = Some(now);
+        self.background.on_loss(now);
+        self.foreground.on_loss();
+        true
+    }
+
+    /// Nothing was acknowledged for a whole [`Rtt::timeout`]: the path may have changed, or died.
+    pub fn on_timeout(&mut self, now: Instant) {
+        self.reduced_at = Some(now);
+        self.background.on_timeout(now);
+        self.foreground.on_timeout();
+    }
+
+    /// How many bytes may be in flight, of all classes together, for data of this class to be sent.
+    ///
+    /// Background data counts what is in flight for readers and gives way. Waited data may exceed
+    /// whatever background data is in flight by a first window.
+    pub fn window_bytes(&self, waited: bool) -> u64 {
+        let background = self.background.window_bytes();
+        if waited {
+            self.foreground.window_bytes().max(background.saturating_add(FOREGROUND_BYTES_INITIAL))
+        } else {
+            background
+        }
+    }
+
+    /// How many bytes may go out now.
+    pub fn allowance(&mut self, now: Instant, in_flight: u64, waited: bool) -> u64 {
+        let tokens = self.pacer.tokens(now, self.rate());
+        self.window_bytes(waited).saturating_sub(in_flight).min(tokens)
+    }
+
+    /// When pacing lets a batch of `bytes` out, if it does not now.
+    pub fn paced_until(&mut self, now: Instant, bytes: u64) -> Option<Instant> {
+        self.pacer.ready_at(now, bytes, self.rate())
+    }
+
+    /// Bytes a second that pacing lets out.
+    fn rate(&self) -> f64 {
+        let (foreground, background) =
+            (self.foreground.window_bytes(), self.background.window_bytes());
+        let starting = self.foreground.is_starting() || self.background.is_starting();
+        // Twice the window while it doubles each round trip, so that pacing does not slow it.
+        let gain = if starting { 2.0 } else { 1.25 };
+        gain * foreground.max(background) as f64 / self.rtt.smoothed().as_secs_f64()
+    }
+
+    /// How long data waits in queues: what the round trip shows (as LEDBAT++ has it), and what the
+    /// peer's one-way delays say beyond, a little. So a peer can slow us, which is its loss, but
+    /// not hide a queue that we see (RFC 7574 §12.6.4: forged delays); and a jump of its clock is
+    /// not taken for a queue.
+    fn queuing(&self) -> Duration {
+        let measured = self.round_trip.queuing().unwrap_or_default();
+        let reported = self.one_way.queuing().unwrap_or_default();
+        measured.max(reported.min(measured.saturating_add(DELAY_SLACK)))
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Sent(u64),
+        Acked(Acked),
+        Lost,
+        TimedOut,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let acked = (any::<u64>(), any::<u64>(), any::<Option<u64>>(), any::<Option<u64>>());
+        prop_oneof![
+            any::<u64>().prop_map(Op::Sent),
+            acked.prop_map(|(bytes, in_flight, rtt, delay_us)| {
+                let rtt = rtt.map(Duration::from_micros);
+                Op::Acked(Acked { bytes, in_flight, rtt, delay_us })
+            }),
+            (1u64..1 << 20, 0u64..1 << 26, 0u64..1 << 20, 0u64..1 << 20).prop_map(
+                |(bytes, in_flight, rtt, delay_us)| {
+                    let rtt = Some(Duration::from_micros(rtt));
+                    Op::Acked(Acked { bytes, in_flight, rtt, delay_us: Some(delay_us) })
+                }
+            ),
+            Just(Op::Lost),
+            Just(Op::TimedOut),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn windows_stay_within_their_bounds(
+            ops in prop::collection::vec((op(), 0u64..1 << 34), 1..200),
+        ) {
+            let mut now = Instant::now();
+            let mut controller = Controller::new(now);
+            for (op, micros) in ops {
+                now += Duration::from_micros(micros);
+                match op {
+                    Op::Sent(bytes) => controller.on_sent(now, bytes),
+                    Op::Acked(acked) => controller.on_ack(now, acked),
+                    Op::Lost => _ = controller.on_loss(now, now),
+                    Op::TimedOut => controller.on_timeout(now),
+                }
+                let background = controller.window_bytes(false);
+                prop_assert!((WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&background));
+                let waited = controller.window_bytes(true);
+                prop_assert!(waited >= background + FOREGROUND_BYTES_INITIAL);
+                prop_assert!(waited <= WINDOW_BYTES_MAX + FOREGROUND_BYTES_INITIAL);
+                let allowed = controller.allowance(now, 0, true);
+                prop_assert!(allowed <= waited);
+                // A wait for pacing ends.
+                if let Some(at) = controller.paced_until(now, SEGMENT_BYTES) {
+                    prop_assert!(at > now && at <= now + Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn losses_within_a_round_trip_are_one() {
+        let start = Instant::now();
+        let mut controller = Controller::new(start);
+        controller.on_round_trip(start, Duration::from_millis(40));
+        let before = controller.window_bytes(false);
+        let later = start + Duration::from_millis(40);
+        assert!(controller.on_loss(later, start));
+        // The rest of the same window is found missing little by little.
+        assert!(!controller.on_loss(later + Duration::from_millis(60), start));
+        assert!(!controller.on_loss(later + Duration::from_millis(60), later));
+        assert_eq!(controller.window_bytes(false), before / 2);
+        assert!(
+            controller.on_loss(later + Duration::from_millis(90), later + Duration::from_millis(1))
+        );
+    }
+
+    #[test]
+    fn a_jump_of_the_peers_clock_is_no_queue() {
+        let mut now = Instant::now();
+        let mut controller = Controller::new(now);
+        let window = |step: u64, now: &mut Instant, controller: &mut Controller| {
+            for _ in 0..500 {
+                *now += Duration::from_millis(1);
+                let (rtt, delay_us) = (Some(Duration::from_millis(20)), Some(10_000 + step));
+                let in_flight = controller.window_bytes(false);
+                let acked = Acked { bytes: SEGMENT_BYTES, in_flight, rtt, delay_us };
+                controller.on_ack(*now, acked);
+            }
+            controller.window_bytes(false)
+        };
+        let before = window(0, &mut now, &mut controller);
+        assert!(window(3_600_000_000, &mut now, &mut controller) > before);
+        assert!(window(0, &mut now, &mut controller) > before);
+    }
+
+    #[test]
+    fn a_reader_may_exceed_background_data_by_a_first_window() {
+        let start = Instant::now();
+        let mut controller = Controller::new(start);
+        let background = controller.window_bytes(false);
+        assert_eq!(controller.allowance(start, background, false), 0);
+        assert!(controller.allowance(start, background, true) >= FOREGROUND_BYTES_INITIAL / 2);
+        assert_eq!(
+            controller.allowance(start, 0, true),
+            FOREGROUND_BYTES_INITIAL.max(background + FOREGROUND_BYTES_INITIAL)
+        );
+    }
+}
