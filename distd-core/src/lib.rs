@@ -6,6 +6,7 @@ pub mod head;
 pub mod keys;
 pub mod limits;
 pub mod manifest;
+pub mod node;
 pub mod ppspp;
 pub mod store;
 pub mod tree;

@@ -1,0 +1,105 @@
+//! The loop's body: datagrams in, timeouts, datagrams out. No decisions: those are the engine's.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use tokio::time::Sleep;
+
+use crate::ppspp::engine::{Engine, Transmit};
+
+use super::socket::{SOCKET_ERROR_PAUSE, Sent, Socket};
+
+/// Batches received before the engine's answers go out: enough to amortise the loop, few enough that
+/// acknowledgements are not late.
+const RECEIVE_BATCHES_MAX: usize = 4;
+/// Longest rest without anything to do.
+const REST_MAX: Duration = Duration::from_secs(60);
+
+/// An engine on its socket.
+pub(super) struct Driver {
+    /// The engine that decides everything.
+    pub(super) engine: Engine,
+    socket: Socket,
+    /// A batch that the kernel had no room for.
+    blocked: Option<Transmit>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Driver {
+    /// Joins an engine and a socket. Must run inside a tokio runtime.
+    pub(super) fn new(engine: Engine, socket: Socket) -> Self {
+        Self { engine, socket, blocked: None, sleep: Box::pin(tokio::time::sleep(Duration::ZERO)) }
+    }
+
+    /// The address that peers reach.
+    pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_address()
+    }
+
+    /// Waits for datagrams, for the engine's next timeout, for `until`, or for `wake`, whichever
+    /// comes first, and hands the engine what is its own. The result is `wake`'s, if that came.
+    pub(super) async fn wait<T>(
+        &mut self,
+        until: Option<Instant>,
+        wake: impl Future<Output = T>,
+    ) -> Option<T> {
+        let rest = Instant::now() + REST_MAX;
+        let timeout = [self.engine.poll_timeout(), until].into_iter().flatten().min();
+        self.sleep.as_mut().reset(timeout.map_or(rest, |t| t.min(rest)).into());
+        tokio::select! {
+            biased;
+            _ = self.socket.readable() => {
+                if let Err(error) = self.receive() {
+                    tracing::warn!(%error, "the socket fails to receive; trying on");
+                    tokio::time::sleep(SOCKET_ERROR_PAUSE).await;
+                }
+                None
+            }
+            _ = self.socket.writable(), if self.blocked.is_some() => None,
+            () = self.sleep.as_mut() => {
+                let now = Instant::now();
+                if self.engine.poll_timeout().is_some_and(|t| t <= now) {
+                    self.engine.handle_timeout(now);
+                }
+                None
+            }
+            value = wake => Some(value),
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        for _ in 0..RECEIVE_BATCHES_MAX {
+            let now = Instant::now();
+            let engine = &mut self.engine;
+            if !self.socket.receive(|from, datagram| engine.handle_datagram(now, from, datagram))? {
+                break;
+            }
+        }
+        // A steady stream must not keep the engine from its timeouts.
+        let now = Instant::now();
+        if self.engine.poll_timeout().is_some_and(|t| t <= now) {
+            self.engine.handle_timeout(now);
+        }
+        Ok(())
+    }
+
+    /// Sends what the engine has ready, until it has nothing more or the kernel no room.
+    pub(super) fn transmit(&mut self) {
+        if let Some(transmit) = self.blocked.take()
+            && matches!(self.socket.send(&transmit), Sent::Blocked)
+        {
+            self.blocked = Some(transmit);
+            return;
+        }
+        let now = Instant::now();
+        while let Some(transmit) = self.engine.poll_transmit(now) {
+            if matches!(self.socket.send(&transmit), Sent::Blocked) {
+                self.blocked = Some(transmit);
+                return;
+            }
+        }
+    }
+}

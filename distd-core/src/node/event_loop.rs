@@ -1,0 +1,501 @@
+//! The node's one thread of control: commands and datagrams in, verified runs into the cache, answers
+//! to readers and peers out.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::keys::OriginId;
+use crate::ppspp::engine::{
+    Class, Event, FetchError, FetchId, PeerReport, SwarmCounters, SwarmKey, SwarmOptions,
+};
+use crate::tree::{SignedMunro, VerifiedMunro, VerifiedRun};
+use crate::unit::{BlockRange, MunroIndex};
+
+use super::driver::Driver;
+use super::follow::{Follower, HeadRefused, Step, encode_munro};
+use super::reading::{Done, Purpose, ReadError, Reading, Waiting};
+use super::swarm::Shared;
+
+/// Fetches for prefetching under way at one time, of up to [`PREFETCH_BLOCKS`] each.
+const PREFETCHES_MAX: usize = 16;
+/// Blocks of one prefetching fetch: 4 MiB.
+const PREFETCH_BLOCKS: u64 = 1024;
+/// Ranges that wait to be prefetched; what is beyond is left out (prefetching is best effort).
+const PREFETCH_QUEUE_MAX: usize = 65_536;
+/// Commands taken in one turn, so that datagrams are never starved.
+const COMMANDS_PER_TURN: usize = 256;
+/// How long after the first peer's arrival its silence on a newer head counts as "there is none".
+const HEARD_AFTER: Duration = Duration::from_millis(150);
+/// How long a head's block may take; the next signed munro starts the walk again.
+const HEAD_DEADLINE: Duration = Duration::from_secs(20);
+/// How long one prefetching fetch may take.
+const PREFETCH_DEADLINE: Duration = Duration::from_secs(120);
+/// A fresh signature of the same head is written to the cache when the kept one is this much older.
+const RESAVE_AFTER_S: u64 = 600;
+
+/// What the handles ask of the loop.
+pub(super) enum Command {
+    Join { shared: Arc<Shared>, joined: oneshot::Sender<bool> },
+    Connect { origin: OriginId, address: SocketAddr },
+    Read { origin: OriginId, blocks: BlockRange, purpose: Purpose, deadline: Instant, done: Done },
+    Prefetch { origin: OriginId, ranges: Vec<BlockRange>, purpose: Purpose },
+    Report { answer: oneshot::Sender<Vec<SwarmReport>> },
+    Stop,
+}
+
+/// What the engine knows of one swarm.
+pub(super) struct SwarmReport {
+    pub(super) origin: OriginId,
+    pub(super) peers: Vec<PeerReport>,
+    pub(super) counters: SwarmCounters,
+    pub(super) waiting_reads: usize,
+}
+
+/// One log in the loop.
+struct Joined {
+    shared: Arc<Shared>,
+    reading: Reading,
+    follower: Follower,
+    head_fetch: Option<FetchId>,
+    prefetch: VecDeque<(BlockRange, Purpose)>,
+    prefetching: BTreeSet<FetchId>,
+    heard_at: Option<Instant>,
+    /// Position and signing time of the head in the state file.
+    saved: Option<(MunroIndex, u64)>,
+    forked: bool,
+}
+
+/// The loop's state.
+pub(super) struct EventLoop {
+    driver: Driver,
+    commands: mpsc::Receiver<Command>,
+    /// Answers go out on a thread of their own: writing to the kernel must not hold up datagrams.
+    /// Bounded by the number of reads that may wait.
+    answers: std::sync::mpsc::Sender<(Done, Result<Bytes, ReadError>)>,
+    swarms: BTreeMap<SwarmKey, Joined>,
+    by_origin: BTreeMap<OriginId, SwarmKey>,
+    full_logged: bool,
+}
+
+impl EventLoop {
+    pub(super) fn new(
+        driver: Driver,
+        commands: mpsc::Receiver<Command>,
+        answers: std::sync::mpsc::Sender<(Done, Result<Bytes, ReadError>)>,
+    ) -> Self {
+        let (swarms, by_origin) = (BTreeMap::new(), BTreeMap::new());
+        Self { driver, commands, answers, swarms, by_origin, full_logged: false }
+    }
+
+    /// Runs until told to stop or until every handle is gone.
+    pub(super) async fn run(mut self) {
+        loop {
+            let until = self.swarms.values().filter_map(|joined| joined.heard_at).min();
+            let first = self.driver.wait(until, self.commands.recv()).await;
+            let mut next = match first {
+                Some(None) => break,
+                Some(Some(command)) => Some(command),
+                None => self.commands.try_recv().ok(),
+            };
+            let mut stop = false;
+            for _ in 0..COMMANDS_PER_TURN {
+                let Some(command) = next.take() else { break };
+                stop |= matches!(command, Command::Stop);
+                self.on_command(command);
+                next = self.commands.try_recv().ok();
+            }
+            if let Some(command) = next {
+                self.on_command(command);
+            }
+            self.settle();
+            if stop {
+                break;
+            }
+        }
+        self.stop();
+    }
+
+    /// Works off all that the engine has to say, then sends what came of it.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        loop {
+            let mut quiet = true;
+            while let Some(event) = self.driver.engine.poll_event() {
+                quiet = false;
+                self.on_event(now, event);
+            }
+            while let Some(request) = self.driver.engine.poll_disk() {
+                quiet = false;
+                let run = self.swarms.get(&request.swarm).and_then(|joined| {
+                    joined.shared.log.read_run(request.bin).unwrap_or_else(|error| {
+                        tracing::warn!(%error, bin = %request.bin, "cannot read for a peer");
+                        None
+                    })
+                });
+                self.driver.engine.handle_disk(now, request.id, run);
+            }
+            if quiet {
+                break;
+            }
+        }
+        for (key, joined) in &mut self.swarms {
+            for blocks in joined.shared.log.take_evicted() {
+                self.driver.engine.release(now, *key, blocks);
+            }
+            if joined.heard_at.is_some_and(|at| at <= now) {
+                joined.heard_at = None;
+                joined.shared.update_news(|news| news.heard = true);
+            }
+        }
+        let keys: Vec<SwarmKey> = self.swarms.keys().copied().collect();
+        for key in keys {
+            self.feed_prefetch(now, key);
+        }
+        self.driver.transmit();
+    }
+
+    fn stop(&mut self) {
+        for joined in self.swarms.values_mut() {
+            for done in joined.reading.drain() {
+                let _ = self.answers.send((done, Err(ReadError::Stopping)));
+            }
+        }
+        let now = Instant::now();
+        for key in std::mem::take(&mut self.swarms).into_keys() {
+            self.driver.engine.remove_swarm(now, key);
+        }
+        self.driver.transmit();
+    }
+
+    fn on_command(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Join { shared, joined } => {
+                // The caller may have given up waiting; it has joined all the same.
+                let _ = joined.send(self.join(shared));
+            }
+            Command::Connect { origin, address } => {
+                if let Some(key) = self.by_origin.get(&origin) {
+                    self.driver.engine.connect(now, *key, address);
+                }
+            }
+            Command::Read { origin, blocks, purpose, deadline, done } => {
+                match self.by_origin.get(&origin) {
+                    Some(key) => {
+                        let waiting = Waiting::new(blocks, deadline, purpose, done);
+                        self.start_read(now, *key, waiting);
+                    }
+                    None => self.answer(done, Err(ReadError::Stopping)),
+                }
+            }
+            Command::Prefetch { origin, ranges, purpose } => {
+                if let Some(joined) =
+                    self.by_origin.get(&origin).and_then(|key| self.swarms.get_mut(key))
+                {
+                    joined.queue_prefetch(ranges, purpose);
+                }
+            }
+            Command::Report { answer } => {
+                let _ = answer.send(self.report());
+            }
+            Command::Stop => {}
+        }
+    }
+
+    /// Takes part in one more swarm; `false` if the engine takes no more.
+    fn join(&mut self, shared: Arc<Shared>) -> bool {
+        let trusted = shared.load_head();
+        shared.update_news(|news| news.trusted = trusted.clone().map(Arc::new));
+        let key = self.driver.engine.add_swarm(SwarmOptions {
+            id: shared.origin.swarm_id(),
+            newest: trusted.as_ref().map(|trusted| trusted.munro),
+            held: shared.log.held(),
+            serve: true,
+        });
+        let Some(key) = key else { return false };
+        self.by_origin.insert(shared.origin, key);
+        let joined = Joined {
+            shared,
+            reading: Reading::default(),
+            follower: Follower::new(trusted),
+            head_fetch: None,
+            prefetch: VecDeque::new(),
+            prefetching: BTreeSet::new(),
+            heard_at: None,
+            saved: None,
+            forked: false,
+        };
+        self.swarms.insert(key, joined);
+        true
+    }
+
+    fn report(&self) -> Vec<SwarmReport> {
+        let report = |(key, joined): (&SwarmKey, &Joined)| SwarmReport {
+            origin: joined.shared.origin,
+            peers: self.driver.engine.peers(*key).collect(),
+            counters: self.driver.engine.counters(*key),
+            waiting_reads: joined.reading.waiting(),
+        };
+        self.swarms.iter().map(report).collect()
+    }
+
+    /// Takes what the cache has, asks peers for the rest.
+    fn start_read(&mut self, now: Instant, key: SwarmKey, mut waiting: Waiting) {
+        let Some(joined) = self.swarms.get_mut(&key) else {
+            return self.answer(waiting.done, Err(ReadError::Stopping));
+        };
+        for blocks in waiting.unfilled() {
+            match joined.shared.log.read_blocks(blocks, waiting.part_mut(blocks)) {
+                Ok(missing) => waiting.mark_filled_but(blocks, &missing),
+                Err(error) => {
+                    // A disk that fails does not keep the network from answering.
+                    tracing::warn!(%error, "the cache cannot be read");
+                }
+            }
+        }
+        let missing = waiting.unfilled();
+        if missing.is_empty() {
+            let (done, bytes) = waiting.finish();
+            joined.shared.counters.local.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            return self.answer(done, Ok(bytes));
+        }
+        if !waiting.may_fetch() {
+            let error = ReadError::Deadline { blocks: waiting.blocks, tried: Vec::new() };
+            return self.answer(waiting.done, Err(error));
+        }
+        let (deadline, purpose) = (waiting.deadline, waiting.purpose);
+        let read = joined.reading.wait(waiting);
+        for blocks in missing {
+            let fetch = self.driver.engine.fetch(now, key, blocks, Class::Waited, deadline);
+            joined.reading.fetch_started(fetch, blocks, purpose, Some(read));
+        }
+    }
+
+    fn answer(&self, done: Done, result: Result<Bytes, ReadError>) {
+        // The answering thread ends after this loop.
+        let _ = self.answers.send((done, result));
+    }
+
+    fn on_event(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Verified { swarm, run, .. } => self.on_verified(now, swarm, &run),
+            Event::Fetched { fetch } => self.on_fetched(now, fetch),
+            Event::Failed { fetch, reason, tried } => self.on_failed(now, fetch, reason, tried),
+            Event::Newest { swarm, munro, .. } => self.on_newest(now, swarm, munro),
+            Event::Fork { swarm, known, claimed, from } => {
+                self.on_fork(swarm, &known, &claimed, from);
+            }
+            Event::PeerUp { swarm, address } => {
+                tracing::info!(%address, "peer connected");
+                if let Some(joined) = self.swarms.get_mut(&swarm) {
+                    joined.heard_at.get_or_insert(now + HEARD_AFTER);
+                }
+            }
+            Event::PeerDown { address, reason, .. } => {
+                tracing::info!(%address, %reason, "peer gone");
+            }
+        }
+    }
+
+    fn on_verified(&mut self, now: Instant, key: SwarmKey, run: &VerifiedRun) {
+        let Some(joined) = self.swarms.get_mut(&key) else { return };
+        let purpose = joined.reading.on_run(run);
+        let counters = &joined.shared.counters;
+        let counter = match purpose {
+            Purpose::Metadata => &counters.fetched_metadata,
+            Purpose::Data => &counters.fetched_data,
+        };
+        counter.fetch_add(run.bytes().len() as u64, Ordering::Relaxed);
+        match joined.shared.log.put(run) {
+            Ok(()) => {
+                self.full_logged = false;
+                if let Some(blocks) = run.bin().blocks() {
+                    self.driver.engine.hold(now, key, blocks);
+                }
+            }
+            Err(error) => {
+                counters.uncached_runs.fetch_add(1, Ordering::Relaxed);
+                if !std::mem::replace(&mut self.full_logged, true) {
+                    tracing::warn!(%error, "the cache takes nothing; going on without it");
+                }
+            }
+        }
+        let step = joined.follower.on_run(run);
+        self.on_step(now, key, step);
+    }
+
+    fn swarm_of(&mut self, fetch: FetchId) -> Option<(SwarmKey, &mut Joined)> {
+        let owner = self.swarms.iter_mut().find(|(_, joined)| joined.owns(fetch));
+        owner.map(|(key, joined)| (*key, joined))
+    }
+
+    fn on_fetched(&mut self, now: Instant, fetch: FetchId) {
+        let Some((key, joined)) = self.swarm_of(fetch) else { return };
+        joined.forget_own(fetch);
+        let Some(waiting) = joined.reading.on_fetched(fetch) else { return };
+        // Where the cache lost a block meanwhile, the read asks again.
+        self.start_read(now, key, waiting);
+    }
+
+    fn on_failed(
+        &mut self,
+        now: Instant,
+        fetch: FetchId,
+        reason: FetchError,
+        tried: Vec<SocketAddr>,
+    ) {
+        let Some((_, joined)) = self.swarm_of(fetch) else { return };
+        if joined.head_fetch == Some(fetch) {
+            joined.follower.give_up();
+            tracing::info!(%reason, "the newest head could not be fetched; waiting for the next offer");
+        }
+        joined.forget_own(fetch);
+        let (waiting, others) = joined.reading.on_failed(fetch);
+        let Some(waiting) = waiting else { return };
+        joined.shared.counters.failed_reads.fetch_add(1, Ordering::Relaxed);
+        for other in others {
+            self.driver.engine.cancel(now, other);
+        }
+        let error = ReadError::Deadline { blocks: waiting.blocks, tried };
+        self.answer(waiting.done, Err(error));
+    }
+
+    fn on_newest(&mut self, now: Instant, key: SwarmKey, munro: VerifiedMunro) {
+        let Some(joined) = self.swarms.get_mut(&key).filter(|joined| !joined.forked) else {
+            return;
+        };
+        let step = joined.follower.offer(munro, unix_now_s());
+        self.on_step(now, key, step);
+    }
+
+    fn on_step(&mut self, now: Instant, key: SwarmKey, step: Step) {
+        let Some(joined) = self.swarms.get_mut(&key) else { return };
+        match step {
+            Step::Rest => {}
+            Step::Trusted => joined.trust(),
+            Step::Refused(refused) => joined.refuse(&refused),
+            Step::Fetch(block) => {
+                match joined.shared.log.read_run(block.bin()) {
+                    Ok(Some(run)) => {
+                        let step = joined.follower.on_run(&run);
+                        return self.on_step(now, key, step);
+                    }
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!(%error, "the cache cannot be read"),
+                }
+                let blocks = BlockRange::new(block, 1);
+                let deadline = now + HEAD_DEADLINE;
+                let fetch = self.driver.engine.fetch(now, key, blocks, Class::Waited, deadline);
+                joined.head_fetch = Some(fetch);
+                joined.reading.fetch_started(fetch, blocks, Purpose::Metadata, None);
+            }
+        }
+    }
+
+    fn on_fork(
+        &mut self,
+        key: SwarmKey,
+        known: &SignedMunro,
+        claimed: &SignedMunro,
+        from: SocketAddr,
+    ) {
+        let Some(joined) = self.swarms.get_mut(&key) else { return };
+        let munro = known.munro;
+        tracing::error!(
+            origin = %joined.shared.origin, %munro, %from,
+            "FORK: the origin's key signed two contents for one munro; no new head is accepted, the \
+             evidence is kept in the cache; ask the origin's administrator"
+        );
+        joined.forked = true;
+        let mut evidence = encode_munro(known);
+        evidence.extend(encode_munro(claimed));
+        if let Err(error) = joined.shared.log.save("fork", &evidence) {
+            tracing::error!(%error, "the evidence of the fork cannot be kept");
+        }
+        joined.shared.update_news(|news| {
+            news.heard = true;
+            news.problem = Some(format!("fork at munro {munro}: two contents signed"));
+        });
+    }
+
+    fn feed_prefetch(&mut self, now: Instant, key: SwarmKey) {
+        let Some(joined) = self.swarms.get_mut(&key) else { return };
+        while joined.prefetching.len() < PREFETCHES_MAX {
+            let Some((blocks, purpose)) = joined.next_prefetch() else { return };
+            for missing in joined.shared.log.missing(blocks) {
+                let deadline = now + PREFETCH_DEADLINE;
+                let fetch =
+                    self.driver.engine.fetch(now, key, missing, Class::Background, deadline);
+                joined.prefetching.insert(fetch);
+                joined.reading.fetch_started(fetch, missing, purpose, None);
+            }
+        }
+    }
+}
+
+impl Joined {
+    fn owns(&self, fetch: FetchId) -> bool {
+        self.reading.is_fetching(fetch)
+    }
+
+    /// The fetch has ended: takes it off the loop's own lists.
+    fn forget_own(&mut self, fetch: FetchId) {
+        self.prefetching.remove(&fetch);
+        self.head_fetch.take_if(|head| *head == fetch);
+    }
+
+    fn queue_prefetch(&mut self, ranges: Vec<BlockRange>, purpose: Purpose) {
+        let room = PREFETCH_QUEUE_MAX.saturating_sub(self.prefetch.len());
+        self.prefetch.extend(ranges.into_iter().take(room).map(|blocks| (blocks, purpose)));
+    }
+
+    /// The next piece to prefetch, one fetch's worth at most.
+    fn next_prefetch(&mut self) -> Option<(BlockRange, Purpose)> {
+        let (blocks, purpose) = self.prefetch.front_mut()?;
+        let piece = BlockRange::new(blocks.start, blocks.count.min(PREFETCH_BLOCKS));
+        let purpose = *purpose;
+        *blocks = BlockRange::new(piece.end(), blocks.count - piece.count);
+        if blocks.is_empty() {
+            self.prefetch.pop_front();
+        }
+        Some((piece, purpose))
+    }
+
+    fn trust(&mut self) {
+        let Some(trusted) = self.follower.trusted().cloned() else { return };
+        // Every new head is kept; a fresh signature of the same one only from time to time.
+        let position = trusted.munro.munro();
+        let signed_s = trusted.munro.time().unix_seconds();
+        let due =
+            self.saved.is_none_or(|(munro, s)| munro != position || s + RESAVE_AFTER_S <= signed_s);
+        if due {
+            self.saved = Some((position, signed_s));
+            self.shared.save_head(&trusted);
+        }
+        self.shared.update_news(|news| {
+            news.trusted = Some(trusted);
+            news.heard = true;
+            news.problem = None;
+        });
+    }
+
+    fn refuse(&mut self, refused: &HeadRefused) {
+        let problem = refused.to_string();
+        tracing::warn!(origin = %self.shared.origin, %problem, "an offered head is refused");
+        self.shared.update_news(|news| {
+            news.heard = true;
+            news.problem = Some(problem);
+        });
+    }
+}
+
+/// This machine's clock in Unix seconds; 0 where it is before the epoch, so unset.
+pub(super) fn unix_now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

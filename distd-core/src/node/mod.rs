@@ -1,0 +1,27 @@
+//! The node: engine, socket, cache and clock joined into one thing that reads the log.
+//!
+//! ```text
+//!   fs threads ── Swarm::read ──> commands ─┐                 ┌─> answers (a thread of its own)
+//!                                           v                 │
+//!   UDP socket <─────────────────────> EventLoop (one thread, tokio)
+//!                                           │ engine decides, cache keeps
+//!                                           v
+//!                                    store::Cache  <── flush (a thread of its own)
+//! ```
+
+mod driver;
+mod event_loop;
+mod follow;
+mod reading;
+mod server;
+mod service;
+mod socket;
+mod status;
+mod swarm;
+
+pub use follow::TrustedHead;
+pub use reading::{Purpose, ReadError};
+pub use server::{OriginServer, ServeOptions};
+pub use service::{Node, NodeError, NodeOptions};
+pub use status::{NodeStatus, PeerStatus, SwarmStatus};
+pub use swarm::{HeadNews, Swarm, checked_blocks, cut};

@@ -1,0 +1,176 @@
+//! The origin's side of the swarm: the injector. Serves the committed log, announces what is committed
+//! meanwhile, and signs the newest munro afresh so that nodes know that it is the newest.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::oneshot;
+
+use crate::keys::{NtpTime, OriginKey};
+use crate::ppspp::engine::{Event, SwarmKey, SwarmOptions};
+use crate::store::{Commit, OriginLog};
+use crate::tree::VerifiedMunro;
+use crate::unit::{BlockRange, MunroIndex};
+
+use super::driver::Driver;
+use super::service::{NodeError, open_driver};
+
+/// How often the commit file is looked at. A look is one `stat`.
+const COMMIT_POLL: Duration = Duration::from_millis(250);
+
+/// How an origin serves.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// UDP address to bind.
+    pub listen: SocketAddr,
+    /// How often the newest munro is signed afresh.
+    pub heartbeat: Duration,
+}
+
+/// An origin that is ready to serve.
+pub struct OriginServer {
+    runtime: tokio::runtime::Runtime,
+    driver: Driver,
+    address: SocketAddr,
+    heartbeat: Duration,
+    log: Arc<OriginLog>,
+    key: OriginKey,
+}
+
+impl OriginServer {
+    /// Binds the socket. The log may still be empty: its first release is announced when committed.
+    pub fn open(
+        log: Arc<OriginLog>,
+        key: OriginKey,
+        options: &ServeOptions,
+    ) -> Result<Self, NodeError> {
+        let (runtime, driver, address) = open_driver(options.listen)?;
+        Ok(Self { runtime, driver, address, heartbeat: options.heartbeat, log, key })
+    }
+
+    /// The UDP address bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is told (or its sender dropped), then says goodbye to the peers. `report`
+    /// is called for each commit that is announced, with the log's length in munros.
+    pub fn run(self, mut stop: oneshot::Receiver<()>, mut report: impl FnMut(u64)) {
+        let Self { runtime, driver, heartbeat, log, key, .. } = self;
+        // A new engine takes a first swarm.
+        let Some(mut serving) = Serving::new(driver, log, key) else { return };
+        runtime.block_on(async move {
+            let mut next_poll = Instant::now();
+            let mut next_beat = Instant::now() + heartbeat;
+            while serving.driver.wait(Some(next_poll.min(next_beat)), &mut stop).await.is_none() {
+                let now = Instant::now();
+                if now >= next_poll {
+                    next_poll = now + COMMIT_POLL;
+                    if let Some(munros) = serving.poll_commit(now) {
+                        next_beat = now + heartbeat;
+                        report(munros);
+                    }
+                }
+                if now >= next_beat {
+                    next_beat = now + heartbeat;
+                    serving.beat(now);
+                }
+                serving.settle(now);
+            }
+            serving.driver.engine.remove_swarm(Instant::now(), serving.swarm);
+            serving.driver.transmit();
+        });
+    }
+}
+
+struct Serving {
+    driver: Driver,
+    log: Arc<OriginLog>,
+    key: OriginKey,
+    swarm: SwarmKey,
+    /// Log length that the peers know, in munros.
+    announced: u64,
+}
+
+impl Serving {
+    fn new(mut driver: Driver, log: Arc<OriginLog>, key: OriginKey) -> Option<Self> {
+        let swarm = driver.engine.add_swarm(SwarmOptions {
+            id: key.id().swarm_id(),
+            newest: None,
+            held: Vec::new(),
+            serve: true,
+        });
+        Some(Self { driver, log, key, swarm: swarm?, announced: 0 })
+    }
+
+    /// Announces what was committed since; the log's new length if there was something.
+    fn poll_commit(&mut self, now: Instant) -> Option<u64> {
+        if let Err(error) = self.log.reload() {
+            tracing::error!(%error, "the commit file cannot be read; serving what was committed before");
+        }
+        let commit = self.log.committed().filter(|commit| commit.munros > self.announced)?;
+        let from = std::mem::replace(&mut self.announced, commit.munros);
+        self.announce(now, &commit, from);
+        Some(commit.munros)
+    }
+
+    /// Signs the newest munro afresh.
+    fn beat(&mut self, now: Instant) {
+        if let Some(commit) = self.log.committed() {
+            self.announce(now, &commit, commit.munros - 1);
+        }
+    }
+
+    fn announce(&mut self, now: Instant, commit: &Commit, from: u64) {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        // Never older than the commit's own signature, whatever the clock says.
+        let time = NtpTime::from_unix(since.as_secs(), since.subsec_nanos());
+        let time = NtpTime(time.0.max(commit.newest.time().0));
+        let newest =
+            VerifiedMunro::sign(&self.key, commit.newest.munro(), commit.newest.hash(), time);
+        let (first, end) =
+            (MunroIndex(from).blocks().start, MunroIndex(commit.munros).blocks().start);
+        let held = BlockRange::new(first, end.0 - first.0);
+        self.driver.engine.publish(now, self.swarm, newest, held);
+    }
+
+    /// Works off all that the engine has to say, then sends what came of it.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            let mut quiet = true;
+            while let Some(event) = self.driver.engine.poll_event() {
+                quiet = false;
+                log_event(&event);
+            }
+            while let Some(request) = self.driver.engine.poll_disk() {
+                quiet = false;
+                let run = self.log.read_run(request.bin).unwrap_or_else(|error| {
+                    tracing::error!(%error, bin = %request.bin, "cannot read the log; run 'distd-origin verify'");
+                    None
+                });
+                self.driver.engine.handle_disk(now, request.id, run);
+            }
+            if quiet {
+                break;
+            }
+        }
+        self.driver.transmit();
+    }
+}
+
+fn log_event(event: &Event) {
+    match event {
+        Event::PeerUp { address, .. } => tracing::info!(%address, "peer connected"),
+        Event::PeerDown { address, reason, .. } => tracing::info!(%address, %reason, "peer gone"),
+        Event::Fork { known, from, .. } => tracing::error!(
+            munro = %known.munro, %from,
+            "FORK: this origin's key signed another content for the munro; was an old backup restored?"
+        ),
+        Event::Newest { munro, from, .. } => tracing::error!(
+            munro = %munro.munro(), %from,
+            "a peer holds a newer head signed by this origin's key; was an old backup restored?"
+        ),
+        Event::Verified { .. } | Event::Fetched { .. } | Event::Failed { .. } => {}
+    }
+}

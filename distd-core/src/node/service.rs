@@ -1,0 +1,313 @@
+//! A node: starts the threads, joins logs, reports.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::keys::OriginId;
+use crate::manifest::PeerAddress;
+use crate::ppspp::engine::{Engine, EngineConfig};
+use crate::store::{Cache, CacheOptions, OpenError};
+
+use super::driver::Driver;
+use super::event_loop::{Command, EventLoop};
+use super::socket::Socket;
+use super::status::{NodeStatus, swarm_status};
+use super::swarm::{Shared, Swarm};
+
+/// Commands that may wait for the loop. Reads are bounded apart; this bounds bursts.
+const COMMANDS_MAX: usize = 4096;
+/// How often what was fetched is made durable.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the names of peers are looked up again: addresses change.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(300);
+/// The same while a name has not been resolved at all.
+const RESOLVE_RETRY: Duration = Duration::from_secs(5);
+/// How long the loop may take for a command's answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Disk space that a cache leaves to others unless told otherwise, in bytes.
+const RESERVE_BYTES: u64 = 512 << 20;
+
+/// How a node is set up.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Directory of the cache; made if it is not there.
+    pub cache: PathBuf,
+    /// Most bytes that the cache may allocate; `None`: what the disk's reserve leaves.
+    pub quota_bytes: Option<u64>,
+    /// Bytes that stay free on the cache's disk.
+    pub reserve_bytes: u64,
+    /// UDP address to bind.
+    pub listen: SocketAddr,
+}
+
+impl NodeOptions {
+    /// A node on any free port, with the default budgets.
+    pub fn new(cache: PathBuf) -> Self {
+        let listen = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+        Self { cache, quota_bytes: None, reserve_bytes: RESERVE_BYTES, listen }
+    }
+}
+
+/// Why a node cannot start or join.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] OpenError),
+    /// The socket.
+    #[error("cannot listen on UDP {address}: {source}; choose another address or a free port")]
+    Bind {
+        /// The address wanted.
+        address: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Threads, the runtime, the kernel's random source.
+    #[error("cannot start the node's {what}: {source}")]
+    Start {
+        /// What could not be started.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The engine's bound.
+    #[error("cannot join origin {origin}: the node is in as many swarms as it can be; unmount one")]
+    TooManyOrigins {
+        /// Whose swarm was to be joined.
+        origin: OriginId,
+    },
+    /// It has stopped.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+struct Inner {
+    cache: Arc<Cache>,
+    listen: SocketAddr,
+    commands: mpsc::Sender<Command>,
+    runtime: tokio::runtime::Handle,
+    waiting: Arc<AtomicUsize>,
+    swarms: Mutex<BTreeMap<OriginId, Swarm>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    started: Instant,
+}
+
+/// A running node. Cheap to clone; lives until [`Node::stop`].
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+impl Node {
+    /// Opens the cache, binds the socket, starts the threads.
+    pub fn start(options: &NodeOptions) -> Result<Self, NodeError> {
+        let NodeOptions { quota_bytes, reserve_bytes, .. } = *options;
+        let bounds = CacheOptions { quota_bytes, reserve_bytes };
+        let cache = Arc::new(Cache::open(&options.cache, bounds)?);
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let (answers, answering) = std::sync::mpsc::channel::<(super::reading::Done, _)>();
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let start = |what| move |source| NodeError::Start { what, source };
+
+        let answer = move || answering.into_iter().for_each(|(done, result)| done(result));
+        let answerer = spawn("distd-answer", answer).map_err(start("answering thread"))?;
+        let listen = options.listen;
+        let network = move || match open_loop(listen, receiver, answers) {
+            Ok((runtime, event_loop, address)) => {
+                // The starter waits for this; if it is gone, so will the commands be.
+                let _ = ready.send(Ok((runtime.handle().clone(), address)));
+                runtime.block_on(event_loop.run());
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        };
+        let network = spawn("distd-net", network).map_err(start("network thread"))?;
+        let (runtime, listen) = started.recv().map_err(|_| NodeError::Stopping)??;
+
+        let inner = Inner {
+            cache,
+            listen,
+            commands,
+            runtime,
+            waiting: Arc::default(),
+            swarms: Mutex::default(),
+            threads: Mutex::new(vec![network, answerer]),
+            started: Instant::now(),
+        };
+        let node = Self(Arc::new(inner));
+        node.spawn_flusher().map_err(start("flushing thread"))?;
+        Ok(node)
+    }
+
+    /// Makes the cache durable now and then, until the node is gone.
+    fn spawn_flusher(&self) -> io::Result<()> {
+        let inner = Arc::downgrade(&self.0);
+        let flush = move || {
+            loop {
+                thread::sleep(FLUSH_INTERVAL);
+                let Some(inner) = inner.upgrade() else { return };
+                if inner.commands.is_closed() {
+                    return;
+                }
+                if let Err(error) = inner.cache.flush() {
+                    tracing::warn!(%error, "what was fetched cannot be made durable yet");
+                }
+            }
+        };
+        spawn("distd-flush", flush).map(drop)
+    }
+
+    /// Takes part in an origin's swarm; of one joined before, the same handle with these addresses
+    /// added.
+    pub fn join(&self, origin: OriginId, addresses: &[PeerAddress]) -> Result<Swarm, NodeError> {
+        let mut swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
+        let swarm = match swarms.get(&origin) {
+            Some(swarm) => swarm.clone(),
+            None => {
+                let swarm = self.join_new(origin)?;
+                swarms.insert(origin, swarm.clone());
+                swarm
+            }
+        };
+        drop(swarms);
+        for address in addresses {
+            self.0.runtime.spawn(keep_connected(self.0.commands.clone(), origin, address.clone()));
+        }
+        Ok(swarm)
+    }
+
+    fn join_new(&self, origin: OriginId) -> Result<Swarm, NodeError> {
+        let log = self.0.cache.log(origin)?;
+        let shared = Arc::new(Shared::new(origin, log, Arc::clone(&self.0.waiting)));
+        let (joined, answer) = oneshot::channel();
+        let command = Command::Join { shared: Arc::clone(&shared), joined };
+        self.0.commands.blocking_send(command).map_err(|_| NodeError::Stopping)?;
+        if !answer.blocking_recv().map_err(|_| NodeError::Stopping)? {
+            return Err(NodeError::TooManyOrigins { origin });
+        }
+        Ok(Swarm { shared, commands: self.0.commands.clone() })
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.0.cache
+    }
+
+    /// The UDP address that peers reach.
+    pub fn listen_address(&self) -> SocketAddr {
+        self.0.listen
+    }
+
+    /// How the node stands. Blocks the calling thread for a moment.
+    pub fn status(&self) -> Result<NodeStatus, NodeError> {
+        let (answer, receiver) = std::sync::mpsc::sync_channel(1);
+        let (sender, report) = oneshot::channel();
+        let command = Command::Report { answer: sender };
+        self.0.commands.blocking_send(command).map_err(|_| NodeError::Stopping)?;
+        self.0.runtime.spawn(async move {
+            let report = tokio::time::timeout(ANSWER_DEADLINE, report).await;
+            // The caller waits for exactly this.
+            let _ = answer.send(report);
+        });
+        let Ok(Ok(Ok(reports))) = receiver.recv() else { return Err(NodeError::Stopping) };
+        let swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
+        let swarms = reports
+            .into_iter()
+            .filter_map(|report| Some(swarm_status(swarms.get(&report.origin)?, report)))
+            .collect();
+        Ok(NodeStatus {
+            listen: self.0.listen.to_string(),
+            uptime_s: self.0.started.elapsed().as_secs(),
+            cache: self.0.cache.usage(),
+            swarms,
+        })
+    }
+
+    /// Ends the node: readers get an error, peers a goodbye, the cache its last flush.
+    pub fn stop(&self) {
+        // A full queue drains: the loop never waits for anything but its sockets.
+        let _ = self.0.commands.blocking_send(Command::Stop);
+        let threads =
+            std::mem::take(&mut *self.0.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the node had panicked");
+            }
+        }
+        if let Err(error) = self.0.cache.flush() {
+            tracing::warn!(%error, "the last fetches are not durable; they will be fetched again");
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+type Answers =
+    std::sync::mpsc::Sender<(super::reading::Done, Result<bytes::Bytes, super::ReadError>)>;
+
+/// Makes the runtime and the loop on the thread that will run them.
+fn open_loop(
+    listen: SocketAddr,
+    commands: mpsc::Receiver<Command>,
+    answers: Answers,
+) -> Result<(tokio::runtime::Runtime, EventLoop, SocketAddr), NodeError> {
+    let (runtime, driver, address) = open_driver(listen)?;
+    Ok((runtime, EventLoop::new(driver, commands, answers), address))
+}
+
+/// A runtime for one thread, and an engine on a socket in it.
+pub(super) fn open_driver(
+    listen: SocketAddr,
+) -> Result<(tokio::runtime::Runtime, Driver, SocketAddr), NodeError> {
+    let start = |what| move |source| NodeError::Start { what, source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(start("runtime"))?;
+    let mut rng_seed = [0; 32];
+    getrandom::fill(&mut rng_seed)
+        .map_err(|error| start("random source")(io::Error::other(error.to_string())))?;
+    let guard = runtime.enter();
+    let bind = |source| NodeError::Bind { address: listen, source };
+    let socket = Socket::bind(listen).map_err(bind)?;
+    let driver = Driver::new(Engine::new(EngineConfig::new(rng_seed), Instant::now()), socket);
+    let address = driver.local_address().map_err(bind)?;
+    drop(guard);
+    Ok((runtime, driver, address))
+}
+
+/// Looks a peer's name up and tells the loop its addresses, again and again.
+async fn keep_connected(commands: mpsc::Sender<Command>, origin: OriginId, peer: PeerAddress) {
+    let mut warned = false;
+    while !commands.is_closed() {
+        let pause = match tokio::net::lookup_host((peer.host.as_str(), peer.port)).await {
+            Ok(addresses) => {
+                for address in addresses {
+                    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+                    if commands.send(Command::Connect { origin, address }).await.is_err() {
+                        return;
+                    }
+                }
+                warned = false;
+                RESOLVE_INTERVAL
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut warned, true) {
+                    tracing::warn!(%peer, %error, "cannot look up a peer; trying on");
+                }
+                RESOLVE_RETRY
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
