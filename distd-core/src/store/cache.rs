@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::keys::OriginId;
 
-use super::cached_log::{CachedLog, Drops, PutError};
+use super::cached_log::{CachedLog, Drops};
 use super::directory::{Access, Directory, Lock};
 use super::eviction::{PINS_NAME, Pins};
 use super::flush::load_claims;
+use super::intake::PutError;
 use super::presence::Tick;
 use super::segment::{DescriptorPool, Kind, Segments};
 use super::{OpenError, StateError, state_file};

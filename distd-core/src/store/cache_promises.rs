@@ -19,7 +19,7 @@ use super::nodes::aligned_bins;
 use super::segment::{
     CONTENT_OFFSET, content_offset, map_offset, record_offset, table_offset, ticks_offset,
 };
-use super::{Cache, CacheOptions, CachedLog, OpenError, PutError};
+use super::{Cache, CacheOptions, CachedLog, OpenError, PutError, ReadError};
 
 struct Fixture {
     temp: tempfile::TempDir,
@@ -455,6 +455,29 @@ fn a_kill_between_any_two_changes_loses_only_what_was_not_flushed() {
         // At most the bits that eviction could not clear any more.
         assert!(cache.usage().drops.damaged_blocks <= 3, "{changes}");
     }
+}
+
+#[test]
+fn a_run_in_memory_is_read_without_waiting() {
+    let fixture = Fixture::new();
+    let (cache, log) = fixture.open();
+    let bin = GranuleIndex(1).bin();
+    assert!(matches!(log.read_run_now(bin), Ok(None)));
+    log.put(&run(bin)).expect("put");
+    // What was just written is in the page cache, where the file system can tell.
+    let tells = |found: Result<Option<_>, _>| match found {
+        Ok(found) => found.is_some(),
+        Err(ReadError::WouldBlock) => true,
+        Err(error) => panic!("{error}"),
+    };
+    assert!(tells(log.read_run_now(bin)));
+    cache.flush().expect("flushed");
+    drop((cache, log));
+    let (_cache, log) = fixture.open();
+    // The signature and the hashes are not in memory after a start.
+    assert!(matches!(log.read_run_now(bin), Err(ReadError::WouldBlock)));
+    assert!(log.read_run(bin).expect("readable").is_some());
+    assert!(tells(log.read_run_now(bin)));
 }
 
 #[test]

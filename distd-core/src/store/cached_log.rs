@@ -25,10 +25,11 @@ use crate::unit::{Bin, BlockRange, MunroIndex};
 use super::cache::Shared;
 use super::directory::Directory;
 use super::eviction::Pins;
-use super::nodes::{Conflict, MunroNodes, by_munro, trusted_record};
+use super::log::Patience;
+use super::nodes::{MunroNodes, by_munro, trusted_record};
 use super::presence::{Bits, PresenceMap, bits_of, or, push_joined, runs};
-use super::segment::{SEGMENT_MUNROS, SegmentFile, Segments, TABLE_BYTES, content_offset};
-use super::{DiskError, OpenError, ReadError, StateError, state_file};
+use super::segment::{SEGMENT_MUNROS, SegmentFile, Segments, content_offset};
+use super::{ReadError, StateError, state_file};
 
 /// Munros of one log whose signature and tree are kept in memory, about 33 KiB each.
 const MUNROS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(512).unwrap();
@@ -72,35 +73,6 @@ pub struct Drops {
     pub evicted_blocks: u64,
 }
 
-/// Why a run was not kept. The caller has its bytes and goes on without a cache.
-#[derive(Debug, thiserror::Error)]
-pub enum PutError {
-    /// No room within the quota and the disk's reserve, or none on the disk.
-    #[error("the cache has no room for {needed} bytes: {allocated} of {quota} are in use")]
-    Full {
-        /// Bytes asked for.
-        needed: u64,
-        /// Bytes in use.
-        allocated: u64,
-        /// The bound, `u64::MAX` for none: the disk itself is full then.
-        quota: u64,
-    },
-    /// The origin signed two hashes for one munro: evidence of a fork.
-    #[error("munro {}: the origin signed two different hashes", known.munro())]
-    Fork {
-        /// The munro that is held.
-        known: Box<VerifiedMunro>,
-        /// The munro of the run.
-        claimed: Box<VerifiedMunro>,
-    },
-    /// The disk said no.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// A file of the cache cannot be used.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-}
-
 impl CachedLog {
     pub(super) fn new(
         origin: OriginId,
@@ -136,112 +108,40 @@ impl CachedLog {
         self.origin
     }
 
-    /// Keeps a run. Readers see it at once; [`super::Cache::flush`] makes it durable.
-    pub fn put(&self, run: &VerifiedRun) -> Result<(), PutError> {
-        let Some(blocks) = run.bin().blocks() else { return Ok(()) };
-        let len = blocks.byte_len();
-        self.make_room(run.munro().munro(), len)?;
-        match self.put_once(run, blocks) {
-            Err(PutError::Disk(error)) if error.is_full() => {
-                // The quota was held and yet the disk is full: somebody else fills it.
-                self.shared.evict_bytes(len.max(FULL_DISK_EVICTION_BYTES));
-                self.put_once(run, blocks).map_err(|error| match error {
-                    PutError::Disk(error) if error.is_full() => self.shared.full(len),
-                    other => other,
-                })
-            }
-            other => other,
-        }
-    }
-
-    fn put_once(&self, run: &VerifiedRun, blocks: BlockRange) -> Result<(), PutError> {
-        let munro = run.munro().munro();
-        let tick = self.shared.tick(blocks.byte_len());
-        let _io = self.io();
-        let nodes = self.nodes_for(run)?;
-        nodes.learn(run).map_err(|conflict| Self::fork(&conflict, run))?;
-        self.write_content(munro, blocks, run.bytes())?;
-        let mut state = self.state();
-        state.dirty.insert(munro.0);
-        state.presence.touch(munro, blocks, tick);
-        Ok(())
-    }
-
-    fn make_room(&self, munro: MunroIndex, len: u64) -> Result<(), PutError> {
-        let mut needed = 0;
-        // Eviction may take the rest of this very munro, or of its segment: twice at most.
-        while needed < len + self.overhead(munro) {
-            needed = len + self.overhead(munro);
-            self.shared.make_room(needed)?;
-        }
-        Ok(())
-    }
-
-    /// What a munro's first block takes besides itself, in bytes: a bound; flush measures.
-    fn overhead(&self, munro: MunroIndex) -> u64 {
-        let state = self.state();
-        match state.presence.munro(munro) {
-            Some(_) => 0,
-            None if state.allocated.contains_key(&Segments::number_of(munro)) => {
-                TABLE_BYTES + INDEX_PAGES_BYTES
-            }
-            None => TABLE_BYTES + 2 * INDEX_PAGES_BYTES,
-        }
-    }
-
-    /// Writes content and claims it. The caller holds `io`: nothing is punched in between.
-    fn write_content(
-        &self,
-        munro: MunroIndex,
-        blocks: BlockRange,
-        bytes: &[u8],
-    ) -> Result<(), PutError> {
-        if self.state().presence.holds(munro, blocks) {
-            return Ok(());
-        }
-        let segment = Segments::number_of(munro);
-        let file = self.segments.open_or_create(segment).map_err(|error| match error {
-            OpenError::Disk(error) => PutError::Disk(error),
-            other => PutError::Open(other),
-        })?;
-        let overhead = self.overhead(munro);
-        file.write(content_offset(blocks.start), bytes)?;
-        let mut state = self.state();
-        let added = state.presence.insert(munro, bits_of(blocks));
-        if let Some(gone) = state.gone.get_mut(&munro.0) {
-            *gone = super::presence::and_not(*gone, bits_of(blocks));
-        }
-        let grown = added * BLOCK_BYTES + overhead;
-        *state.allocated.entry(segment).or_insert(0) += grown;
-        self.shared.grow(grown);
-        Ok(())
-    }
-
     /// A run of blocks within one munro with its proof, to serve it; `None` if not all of it is held.
     pub fn read_run(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
+        self.read_run_as(bin, Patience::Waits)
+    }
+
+    /// The same without waiting for the disk: [`ReadError::WouldBlock`] if it is needed.
+    pub fn read_run_now(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
+        self.read_run_as(bin, Patience::None)
+    }
+
+    fn read_run_as(&self, bin: Bin, patience: Patience) -> Result<Option<VerifiedRun>, ReadError> {
         let (Some(munro), Some(blocks)) = (bin.munro(), bin.blocks()) else { return Ok(None) };
         if bin.layer() > MUNRO_LAYER {
             return Ok(None);
         }
-        let tick = self.shared.tick(blocks.byte_len());
         let _io = self.io();
-        {
-            let mut state = self.state();
-            if !state.presence.holds(munro, blocks) {
-                return Ok(None);
-            }
-            state.presence.touch(munro, blocks, tick);
+        if !self.state().presence.holds(munro, blocks) {
+            return Ok(None);
         }
-        let Some((nodes, file)) = self.open_munro(munro)? else {
+        let Some((nodes, file)) = self.open_munro(munro, patience)? else {
             self.drop_damaged(munro, munro.blocks());
             return Ok(None);
         };
         let mut bytes = vec![0; blocks.byte_len() as usize];
-        if let Err(error) = file.read(content_offset(blocks.start), &mut bytes) {
-            tracing::warn!(%error, "the cache cannot be read there");
-            self.drop_damaged(munro, blocks);
-            return Ok(None);
+        match patience.read(&file, blocks, &mut bytes) {
+            Ok(read) => read?,
+            Err(error) => {
+                tracing::warn!(%error, "the cache cannot be read there");
+                self.drop_damaged(munro, blocks);
+                return Ok(None);
+            }
         }
+        let tick = self.shared.tick(blocks.byte_len());
+        self.state().presence.touch(munro, blocks, tick);
         let bytes = Bytes::from(bytes);
         if let Ok(run) = nodes.verify(bin, bytes.clone()) {
             return Ok(Some(run));
@@ -296,7 +196,7 @@ impl CachedLog {
             push_joined(missing, part);
             return Ok(());
         }
-        let Some((nodes, file)) = self.open_munro(munro)? else {
+        let Some((nodes, file)) = self.open_munro(munro, Patience::Waits)? else {
             self.drop_damaged(munro, munro.blocks());
             push_joined(missing, part);
             return Ok(());
@@ -331,7 +231,7 @@ impl CachedLog {
     /// The signed munro, if something of it is held or it was used lately.
     pub fn munro(&self, munro: MunroIndex) -> Result<Option<VerifiedMunro>, ReadError> {
         let _io = self.io();
-        Ok(self.open_munro(munro)?.map(|(nodes, _)| nodes.trust()))
+        Ok(self.open_munro(munro, Patience::Waits)?.map(|(nodes, _)| nodes.trust()))
     }
 
     /// The parts of `blocks` that are not held.
@@ -411,10 +311,6 @@ impl CachedLog {
         self.evicted_blocks.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    fn fork(conflict: &Conflict, run: &VerifiedRun) -> PutError {
-        PutError::Fork { known: Box::new(conflict.known), claimed: Box::new(*run.munro()) }
-    }
-
     /// Takes the claim of blocks away that were found wrong.
     fn drop_damaged(&self, munro: MunroIndex, blocks: BlockRange) {
         let mut state = self.state();
@@ -434,10 +330,17 @@ impl CachedLog {
     }
 
     /// The nodes and the segment of a munro; `None` if its record is missing or forged.
-    fn open_munro(&self, munro: MunroIndex) -> Result<Option<OpenMunro>, ReadError> {
+    fn open_munro(
+        &self,
+        munro: MunroIndex,
+        patience: Patience,
+    ) -> Result<Option<OpenMunro>, ReadError> {
         let Some(file) = self.segments.open(Segments::number_of(munro))? else { return Ok(None) };
         if let Some(nodes) = self.state().nodes.get(&munro.0) {
             return Ok(Some((Arc::clone(nodes), file)));
+        }
+        if patience == Patience::None {
+            return Err(ReadError::WouldBlock);
         }
         let loaded = trusted_record(&file, munro, &self.origin).and_then(|record| {
             record
@@ -455,31 +358,8 @@ impl CachedLog {
         }
     }
 
-    /// The nodes of a run's munro, begun with the run's signature if there are none.
-    fn nodes_for(&self, run: &VerifiedRun) -> Result<Arc<MunroNodes>, PutError> {
-        let (trust, munro) = (*run.munro(), run.munro().munro());
-        let fresh = {
-            let mut state = self.state();
-            if let Some(nodes) = state.nodes.get(&munro.0) {
-                return Ok(Arc::clone(nodes));
-            }
-            state.presence.munro(munro).is_none()
-        };
-        let file = if fresh { None } else { self.segments.open(Segments::number_of(munro))? };
-        let Some(file) = file else { return Ok(self.remember(MunroNodes::new(trust))) };
-        // Whatever is wrong with the stored record, the run brings a right one.
-        let stored = trusted_record(&file, munro, &self.origin).ok().flatten().and_then(Result::ok);
-        match stored {
-            Some(known) if known.hash() != trust.hash() => {
-                Err(Self::fork(&Conflict { known }, run))
-            }
-            Some(known) => Ok(self.remember(MunroNodes::load(&file, known, true)?)),
-            None => Ok(self.remember(MunroNodes::load(&file, trust, false)?)),
-        }
-    }
-
     /// Keeps nodes in memory; what is longest unused goes, to the disk first if that lacks it.
-    fn remember(&self, nodes: MunroNodes) -> Arc<MunroNodes> {
+    pub(super) fn remember(&self, nodes: MunroNodes) -> Arc<MunroNodes> {
         let munro = nodes.trust().munro();
         let mut state = self.state();
         if let Some(known) = state.nodes.get(&munro.0) {
@@ -509,11 +389,6 @@ impl CachedLog {
         matches!(file, Ok(Some(file)) if nodes.write(&file).is_ok())
     }
 }
-
-/// A page each of the map, the ticks and the records, and one for the file system's own index.
-const INDEX_PAGES_BYTES: u64 = 4 * BLOCK_BYTES;
-/// What is given up at once when the disk is full although the quota is held.
-const FULL_DISK_EVICTION_BYTES: u64 = 8 << 20;
 
 /// The parts of `whole` that lie between the (sorted, disjoint) `holes`.
 fn gaps(whole: BlockRange, holes: &[BlockRange]) -> Vec<BlockRange> {

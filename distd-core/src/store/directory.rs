@@ -262,6 +262,7 @@ impl Directory {
         file.write_all(bytes).map_err(|source| DiskError::new("write", &path, source))?;
         self.strike("sync", &path)?;
         file.sync_all().map_err(|source| DiskError::new("sync", &path, source))?;
+        self.fault.synced(&path);
         self.strike("rename", &path)?;
         rustix::fs::renameat(&self.fd, &aside, &self.fd, name)
             .map_err(|source| DiskError::new("rename", &path, source))?;
@@ -290,7 +291,9 @@ impl Directory {
     /// Makes the directory's names durable.
     pub(super) fn sync(&self) -> Result<(), DiskError> {
         self.strike("sync", &self.path)?;
-        rustix::fs::fsync(&self.fd).map_err(|source| DiskError::new("sync", &self.path, source))
+        rustix::fs::fsync(&self.fd).map_err(|source| DiskError::new("sync", &self.path, source))?;
+        self.fault.synced(&self.path);
+        Ok(())
     }
 
     /// Names in it, UTF-8 ones only: all of ours are.
@@ -344,25 +347,41 @@ impl Directory {
     }
 }
 
-/// Lets a test stop the disk before its n-th change, as a crash would; nothing outside tests.
+/// Lets a test stop the disk before its n-th change, as a crash would, and learn what was synced;
+/// nothing outside tests.
 #[derive(Clone, Default)]
 pub(super) struct Fault {
     #[cfg(test)]
-    changes_left: std::sync::Arc<std::sync::Mutex<Option<(u64, i32)>>>,
+    inner: std::sync::Arc<std::sync::Mutex<FaultInner>>,
 }
 
+#[cfg(test)]
+type OnSync = Box<dyn FnMut(&Path) + Send>;
+
+#[cfg(test)]
+#[derive(Default)]
+struct FaultInner {
+    /// Changes that still succeed, and how the later ones fail.
+    left: Option<(u64, i32)>,
+    on_sync: Option<OnSync>,
+}
+
+#[cfg(not(test))]
+#[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the tests' twin does more")]
 impl Fault {
     /// Called before every change of the disk.
-    #[cfg(not(test))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the tests' twin fails")]
     pub(super) fn strike(&self) -> io::Result<()> {
         Ok(())
     }
 
-    #[cfg(test)]
+    /// Called when a file or directory was synced.
+    pub(super) fn synced(&self, _path: &Path) {}
+}
+
+#[cfg(test)]
+impl Fault {
     pub(super) fn strike(&self) -> io::Result<()> {
-        let mut left = self.changes_left.lock().expect("no panic holds it");
-        match left.as_mut() {
+        match self.lock().left.as_mut() {
             Some((0, errno)) => Err(io::Error::from_raw_os_error(*errno)),
             Some((count, _)) => {
                 *count -= 1;
@@ -372,16 +391,28 @@ impl Fault {
         }
     }
 
+    pub(super) fn synced(&self, path: &Path) {
+        if let Some(on_sync) = self.lock().on_sync.as_mut() {
+            on_sync(path);
+        }
+    }
+
     /// Every change after the next `changes` fails with `errno`.
-    #[cfg(test)]
     pub(super) fn after(&self, changes: u64, errno: Errno) {
-        *self.changes_left.lock().expect("no panic holds it") =
-            Some((changes, errno.raw_os_error()));
+        self.lock().left = Some((changes, errno.raw_os_error()));
     }
 
     /// No change fails.
-    #[cfg(test)]
     pub(super) fn heal(&self) {
-        *self.changes_left.lock().expect("no panic holds it") = None;
+        self.lock().left = None;
+    }
+
+    /// Tells `on_sync` of every path that is synced.
+    pub(super) fn watch(&self, on_sync: impl FnMut(&Path) + Send + 'static) {
+        self.lock().on_sync = Some(Box::new(on_sync));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, FaultInner> {
+        self.inner.lock().expect("no panic holds it")
     }
 }

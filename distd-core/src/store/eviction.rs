@@ -6,7 +6,8 @@ use std::sync::PoisonError;
 use crate::unit::{BlockRange, GranuleIndex, MunroIndex};
 
 use super::cache::Shared;
-use super::cached_log::{CachedLog, PutError};
+use super::cached_log::CachedLog;
+use super::intake::PutError;
 use super::nodes::by_munro;
 use super::presence::{
     Bits, Presence, Tick, and, and_not, bits_of, bits_to_bytes, count, granule_bits, or,

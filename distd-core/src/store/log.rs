@@ -36,6 +36,40 @@ pub struct OriginLog {
     nodes: Mutex<LruCache<u64, Arc<MunroNodes>>>,
 }
 
+/// Whether a read may wait for the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    Waits,
+    None,
+}
+
+/// The bytes are not in memory and the reader does not wait.
+pub(super) struct WouldBlock;
+
+impl Patience {
+    /// Reads the content of blocks of one munro.
+    pub(super) fn read(
+        self,
+        file: &SegmentFile,
+        blocks: BlockRange,
+        out: &mut [u8],
+    ) -> Result<Result<(), WouldBlock>, DiskError> {
+        let offset = content_offset(blocks.start);
+        match self {
+            Self::Waits => file.read(offset, out).map(Ok),
+            Self::None => {
+                file.read_now(offset, out).map(|read| if read { Ok(()) } else { Err(WouldBlock) })
+            }
+        }
+    }
+}
+
+impl From<WouldBlock> for ReadError {
+    fn from(_: WouldBlock) -> Self {
+        Self::WouldBlock
+    }
+}
+
 /// How far a log reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
@@ -74,6 +108,9 @@ pub enum ReadError {
         /// The smallest range known to be wrong.
         blocks: BlockRange,
     },
+    /// The disk would have to be waited for: read it from a thread that may wait.
+    #[error("the bytes are not in memory")]
+    WouldBlock,
     /// Not committed.
     #[error("the log ends at block {end}, asked for blocks {}..{}", blocks.start, blocks.end())]
     Beyond {
@@ -157,13 +194,22 @@ impl OriginLog {
 
     /// A run of blocks within one munro with its proof; `None` beyond what is committed.
     pub fn read_run(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
+        self.read_run_as(bin, Patience::Waits)
+    }
+
+    /// The same without waiting for the disk: [`ReadError::WouldBlock`] if it is needed.
+    pub fn read_run_now(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
+        self.read_run_as(bin, Patience::None)
+    }
+
+    fn read_run_as(&self, bin: Bin, patience: Patience) -> Result<Option<VerifiedRun>, ReadError> {
         let (Some(munro), Some(blocks)) = (bin.munro(), bin.blocks()) else { return Ok(None) };
         if bin.layer() > MUNRO_LAYER || munro.0 >= self.known().frontier.munros() {
             return Ok(None);
         }
-        let (nodes, file) = self.open_munro(munro)?;
+        let (nodes, file) = self.open_munro(munro, patience)?;
         let mut bytes = vec![0; blocks.byte_len() as usize];
-        file.read(content_offset(blocks.start), &mut bytes)?;
+        patience.read(&file, blocks, &mut bytes)??;
         let bytes = Bytes::from(bytes);
         nodes.verify(bin, bytes.clone()).map(Some).map_err(|_| {
             let wrong = nodes.wrong(blocks, &bytes);
@@ -185,7 +231,7 @@ impl OriginLog {
         for (munro, part) in by_munro(blocks) {
             let (content, after) = rest.split_at_mut(part.byte_len() as usize);
             rest = after;
-            let (nodes, file) = self.open_munro(munro)?;
+            let (nodes, file) = self.open_munro(munro, Patience::Waits)?;
             file.read(content_offset(part.start), content)?;
             if let Some(wrong) = nodes.wrong(part, content).first() {
                 return Err(ReadError::Damaged { blocks: *wrong });
@@ -215,7 +261,7 @@ impl OriginLog {
             let blocks = munro.blocks();
             return Err(ReadError::Beyond { blocks, end: end * blocks.count });
         }
-        Ok(self.open_munro(munro)?.0.trust())
+        Ok(self.open_munro(munro, Patience::Waits)?.0.trust())
     }
 
     /// A committed munro's hash, for proofs.
@@ -238,6 +284,7 @@ impl OriginLog {
     fn open_munro(
         &self,
         munro: MunroIndex,
+        patience: Patience,
     ) -> Result<(Arc<MunroNodes>, Arc<SegmentFile>), ReadError> {
         let unsigned = SignatureError { munro, origin: self.origin };
         let Some(file) = self.segments.open(Segments::number_of(munro))? else {
@@ -246,6 +293,9 @@ impl OriginLog {
         let lock = || self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(nodes) = lock().get(&munro.0) {
             return Ok((Arc::clone(nodes), file));
+        }
+        if patience == Patience::None {
+            return Err(ReadError::WouldBlock);
         }
         let trust = trusted_record(&file, munro, &self.origin)?.ok_or(unsigned)??;
         let nodes = Arc::new(MunroNodes::load(&file, trust, true)?);

@@ -29,7 +29,7 @@ fn pad(bytes: &mut Vec<u8>) {
 }
 
 /// Appends the sections and a head; `model`, what the log held before, becomes what it is to hold.
-fn publish(
+pub(super) fn publish(
     mut appender: Appender,
     sections: &[u64],
     model: &mut Vec<u8>,
@@ -54,7 +54,7 @@ fn publish(
     appender.seal(&key(), time(), head)
 }
 
-fn whole(log: &OriginLog) -> Vec<u8> {
+pub(super) fn whole(log: &OriginLog) -> Vec<u8> {
     let munros = log.committed().map_or(0, |commit| commit.munros);
     log.read_bytes(ByteRange { offset: 0, len: munros * MUNRO_BYTES }).expect("readable")
 }

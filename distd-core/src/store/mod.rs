@@ -22,10 +22,13 @@ mod eviction;
 #[cfg(test)]
 mod fixture;
 mod flush;
+mod intake;
 mod log;
 #[cfg(test)]
 mod log_promises;
 mod nodes;
+#[cfg(test)]
+mod power_cut;
 mod presence;
 mod scrub;
 mod segment;
@@ -33,8 +36,9 @@ mod state_file;
 
 pub use appender::{AppendError, Appender, Sealing};
 pub use cache::{Cache, CacheOptions, Usage};
-pub use cached_log::{CachedLog, Drops, PutError};
+pub use cached_log::{CachedLog, Drops};
 pub use directory::{DiskError, OpenError};
+pub use intake::PutError;
 pub use log::{Commit, OriginLog, ReadError};
 pub use scrub::Damage;
 pub use state_file::StateError;

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Resource, getrlimit};
 
 use crate::keys::{NtpTime, OriginId};
@@ -227,7 +228,6 @@ impl Segments {
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {
-    use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
@@ -247,6 +247,18 @@ impl SegmentFile {
             }
         }
         Ok(())
+    }
+
+    /// Reads if all of it lies in memory; `false` if the disk would have to be waited for.
+    pub(super) fn read_now(&self, offset: u64, out: &mut [u8]) -> Result<bool, DiskError> {
+        let len = out.len();
+        let mut into = [io::IoSliceMut::new(out)];
+        match rustix::io::preadv2(&self.file, &mut into, offset, ReadWriteFlags::NOWAIT) {
+            Ok(count) => Ok(count == len),
+            // Not cached, or a file system that cannot tell.
+            Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(source) => Err(DiskError::new("read", &self.path, source)),
+        }
     }
 
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
@@ -272,7 +284,9 @@ impl SegmentFile {
         self.fault
             .strike()
             .and_then(|()| self.file.sync_data())
-            .map_err(|source| DiskError::new("sync", &self.path, source))
+            .map_err(|source| DiskError::new("sync", &self.path, source))?;
+        self.fault.synced(&self.path);
+        Ok(())
     }
 
     /// Disk space in use, in bytes.
