@@ -242,3 +242,169 @@ impl FilePlan {
         RUN_BLOCKS_MIN << quarters.min(4)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::convert::Infallible;
+
+    /// The plain reference: the log as a list of blocks, searched from its beginning.
+    #[derive(Default)]
+    struct PlainLog(Vec<(BlockHash, Vec<u8>)>);
+
+    impl Blocks for PlainLog {
+        type Error = Infallible;
+
+        fn lies_at(&mut self, hash: &BlockHash, block: BlockIndex) -> Result<bool, Infallible> {
+            Ok(self.0.get(block.0 as usize).is_some_and(|(known, _)| known == hash))
+        }
+
+        fn places(&mut self, hash: &BlockHash, max: usize) -> Result<Vec<BlockIndex>, Infallible> {
+            let found = (0..self.0.len() as u64).map(BlockIndex);
+            let equal = |b: &BlockIndex| self.0[b.0 as usize].0 == *hash;
+            Ok(found.filter(equal).take(max).collect())
+        }
+
+        fn store(&mut self, hash: BlockHash, block: &[u8]) -> Result<BlockIndex, Infallible> {
+            self.0.push((hash, block.to_vec()));
+            Ok(BlockIndex(self.0.len() as u64 - 1))
+        }
+    }
+
+    impl PlainLog {
+        fn read(&self, extents: &Extents) -> Vec<u8> {
+            let mut content = Vec::new();
+            for extent in extents.iter() {
+                match extent {
+                    Extent::Data(run) => {
+                        run.iter().for_each(|b| content.extend(&self.0[b.0 as usize].1));
+                    }
+                    Extent::Hole(count) => {
+                        content.resize(content.len() + (count * BLOCK_BYTES) as usize, 0);
+                    }
+                }
+            }
+            content
+        }
+
+        /// Plans a file of blocks, each filled with its number (0: a block of zeros).
+        fn add(&mut self, blocks: &[u16], pieces: usize) -> Extents {
+            let mut plan = FilePlan::new(blocks.len() as u64 * BLOCK_BYTES);
+            for part in blocks.chunks(pieces) {
+                let bytes: Vec<u8> = part.iter().flat_map(|number| block(*number)).collect();
+                let hash = |n: &u16| (*n != 0).then(|| BlockHash::of(&block(*n)));
+                let hashes = part.iter().map(hash).collect();
+                plan.take(&Piece::Blocks { bytes, hashes }, self).expect("infallible");
+            }
+            plan.take(&Piece::End([0; 32]), self).expect("infallible");
+            plan.into_extents()
+        }
+    }
+
+    fn block(number: u16) -> Vec<u8> {
+        number.to_le_bytes().repeat(BLOCK_BYTES as usize / 2)
+    }
+
+    fn content(blocks: &[u16]) -> Vec<u8> {
+        blocks.iter().flat_map(|number| block(*number)).collect()
+    }
+
+    fn numbers(range: std::ops::Range<u16>) -> Vec<u16> {
+        range.collect()
+    }
+
+    #[test]
+    fn an_equal_file_is_stored_once_and_is_one_extent() {
+        let mut log = PlainLog::default();
+        for len in [1, 2, 3, 4, 5, 100] {
+            let file = numbers(1000 + len * 100..1000 + len * 101);
+            log.add(&file, 7);
+            let stored = log.0.len();
+            assert_eq!(log.add(&file, 3).len(), 1);
+            assert_eq!(log.0.len(), stored);
+        }
+    }
+
+    #[test]
+    fn one_changed_block_costs_one_block_and_three_extents() {
+        let mut log = PlainLog::default();
+        let mut file = numbers(1..200);
+        log.add(&file, 50);
+        file[100] = 1000;
+        let stored = log.0.len();
+        assert_eq!(log.add(&file, 50).len(), 3);
+        assert_eq!(log.0.len(), stored + 1);
+    }
+
+    #[test]
+    fn a_short_match_in_the_middle_is_stored_again_and_one_at_the_end_is_not() {
+        let mut log = PlainLog::default();
+        log.add(&numbers(1..10), 50);
+        assert_eq!(log.add(&[500, 501, 3, 4, 5, 502], 50).len(), 1);
+        let extents = log.add(&[600, 601, 3, 4, 5], 50);
+        assert_eq!((extents.len(), log.0.len()), (2, 9 + 6 + 2));
+    }
+
+    #[test]
+    fn duplicates_inside_the_log_do_not_break_a_run() {
+        let mut log = PlainLog::default();
+        // 3 4 5 lie twice; the second copy of them is found by the run that goes on.
+        log.add(&numbers(1..10), 50);
+        log.add(&[500, 501, 3, 4, 5, 502, 503], 50);
+        let stored = log.0.len();
+        assert_eq!(log.add(&[500, 501, 3, 4, 5, 502, 503], 50).len(), 1);
+        // A changed block before the duplicates: the file is in step again behind it.
+        let extents = log.add(&[500, 999, 3, 4, 5, 502, 503], 50);
+        assert_eq!((extents.len(), log.0.len()), (2, stored + 2));
+    }
+
+    #[test]
+    fn every_second_block_changed_does_not_shatter_a_file() {
+        let mut log = PlainLog::default();
+        let old = numbers(1..2000);
+        log.add(&old, 256);
+        for gap in [2, 5, 6, 9, 20, 70] {
+            let change = |i: usize, n: u16| if i % gap == 0 { n + 10_000 } else { n };
+            let new: Vec<u16> = old.iter().enumerate().map(|(i, n)| change(i, *n)).collect();
+            let extents = log.add(&new, 256);
+            // Each run that is taken brings at most one extent of new blocks with it.
+            assert!(
+                extents.len() as u64 <= 2 + 2000 / BLOCKS_PER_EXTENT,
+                "{gap}: {}",
+                extents.len()
+            );
+            assert_eq!(log.read(&extents), content(&new));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn extents_give_back_every_file(
+            files in proptest::collection::vec(
+                proptest::collection::vec((0u16..12, 1u16..20), 0..12), 1..8),
+            pieces in 1usize..40,
+        ) {
+            let mut log = PlainLog::default();
+            for file in files {
+                // Runs of consecutive numbers: files that share stretches with each other.
+                let blocks: Vec<u16> = file
+                    .iter()
+                    .flat_map(|(start, count)| (0..*count).map(move |i| match start {
+                        0 => 0,
+                        start => start * 8 + i,
+                    }))
+                    .collect();
+                let before = log.0.len();
+                let extents = log.add(&blocks, pieces);
+                prop_assert_eq!(log.read(&extents), content(&blocks));
+                prop_assert_eq!(extents.blocks(), blocks.len() as u64);
+                // A piece is how a file is read, not what it is.
+                log.0.truncate(before);
+                prop_assert_eq!(log.add(&blocks, pieces + 13), extents);
+            }
+        }
+    }
+}
