@@ -1,9 +1,10 @@
 //! Files whose content is known from an earlier publish: the same inode under the same path in the
 //! same state is not read again.
 //!
-//! As git does ("racy clean"): a file that was changed less than a second before the scan began may
-//! change again without any of its times changing, so its state is not remembered. Entries live in
-//! the index (see [`crate::index`]) and go with it when the log is another one.
+//! As git does ("racy clean"): a file that was changed just before the scan began may change again
+//! without any of its times changing, so its state is not remembered. How long "just" is depends on
+//! the file system's clock: some keep whole seconds. Entries live in the index (see
+//! [`crate::index`]) and go with it when the log is another one.
 //!
 //! ```text
 //! key    first 16 bytes of blake3(device, inode, absolute path)
@@ -15,9 +16,11 @@ use distd_core::manifest::{ExtentList, Extents, Timestamp};
 use crate::index::{IndexError, Tables};
 use crate::scan::Attributes;
 
-/// A state counts as settled when it is older than this at the scan's start, in nanoseconds: more
-/// than the resolution of any file system's clock but FAT's (two seconds, which it rounds down).
-const SETTLED_NS: i128 = 1_000_000_000;
+/// A state counts as settled when it is older than this at the scan's start, in nanoseconds. The
+/// kernel stamps with its tick (10 ms at most) where the file system keeps fractions of a second.
+const SETTLED_NS: i128 = 25_000_000;
+/// The same where it seems to keep whole seconds (ext3) or two (FAT).
+const SETTLED_COARSE_NS: i128 = 2_500_000_000;
 /// An entry that no publish has used for so many is removed.
 const PUBLISHES_KEPT: u64 = 32;
 /// How stale an entry's mark may become before it is written again.
@@ -93,8 +96,10 @@ impl StatCache {
 
     /// Whether the file's times would show any change made after the scan began.
     fn is_settled(&self, attributes: &Attributes) -> bool {
-        let newest = attributes.ctime.max(attributes.mtime);
-        nanoseconds(self.scan_start) - nanoseconds(newest) > SETTLED_NS
+        let Attributes { mtime, ctime, .. } = attributes;
+        // mtime is set at will (`touch -d`, tar); only ctime tells what the clock is like.
+        let window = if ctime.nanoseconds == 0 { SETTLED_COARSE_NS } else { SETTLED_NS };
+        nanoseconds(self.scan_start) - nanoseconds(*ctime.max(mtime)) > window
     }
 
     fn key(&self, path: &[u8], attributes: &Attributes) -> [u8; 16] {
@@ -136,4 +141,107 @@ fn decode(value: &[u8], attributes: &Attributes) -> Option<(u64, KnownContent)> 
     let (blake3, extents) = rest.split_first_chunk::<32>()?;
     let extents = ExtentList::decode(extents, attributes.size).ok()?;
     Some((u64::from_be_bytes(*mark), KnownContent { blake3: *blake3, extents }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Index;
+    use distd_core::manifest::Extent;
+    use distd_core::unit::{BlockIndex, BlockRange};
+
+    fn at(seconds: i64, nanoseconds: u32) -> Timestamp {
+        Timestamp { seconds, nanoseconds }
+    }
+
+    fn file(ctime: Timestamp) -> Attributes {
+        Attributes {
+            dev: 1,
+            ino: 2,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            size: 5000,
+            allocated: 16,
+            mtime: at(100, 5),
+            ctime,
+        }
+    }
+
+    fn known() -> KnownContent {
+        let extents = [Extent::Data(BlockRange::new(BlockIndex(7), 1)), Extent::Hole(1)]
+            .into_iter()
+            .collect();
+        KnownContent { blake3: [3; 32], extents }
+    }
+
+    fn with_tables<T>(body: impl FnOnce(&mut Tables<'_>) -> T) -> T {
+        let dir = tempfile::tempdir().expect("a directory");
+        let index = Index::open(&dir.path().join("index")).expect("opens");
+        let epoch = index.begin().expect("begins");
+        let mut tables = epoch.tables().expect("opens");
+        body(&mut tables)
+    }
+
+    #[test]
+    fn the_same_state_is_found_and_any_other_is_not() {
+        with_tables(|tables| {
+            let cache = StatCache::new(b"/src", 1, at(1000, 0));
+            let seen = file(at(900, 1));
+            cache.remember(tables, b"a", &seen, &known()).expect("written");
+            assert_eq!(cache.find(tables, b"a", &seen).expect("read"), Some(known()));
+            let other = StatCache::new(b"/other", 1, at(1000, 0));
+            assert_eq!(other.find(tables, b"a", &seen).expect("read"), None);
+            assert_eq!(cache.find(tables, b"b", &seen).expect("read"), None);
+            for changed in [
+                Attributes { ino: 3, ..seen },
+                Attributes { dev: 3, ..seen },
+                Attributes { size: 5001, ..seen },
+                Attributes { mtime: at(100, 6), ..seen },
+                Attributes { ctime: at(901, 1), ..seen },
+            ] {
+                assert_eq!(cache.find(tables, b"a", &changed).expect("read"), None);
+            }
+        });
+    }
+
+    #[test]
+    fn a_state_that_may_still_change_unseen_is_not_remembered() {
+        with_tables(|tables| {
+            let cache = StatCache::new(b"/src", 1, at(1000, 0));
+            for (ctime, remembered) in [
+                (at(999, 900_000_000), true),
+                (at(999, 990_000_000), false),
+                (at(1000, 1), false),
+                (at(1001, 1), false),
+                (at(999, 0), false),
+                (at(998, 0), false),
+                (at(997, 0), true),
+            ] {
+                let seen = file(ctime);
+                cache.remember(tables, b"a", &seen, &known()).expect("written");
+                let found = cache.find(tables, b"a", &seen).expect("read");
+                assert_eq!(found.is_some(), remembered, "{ctime:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn what_no_publish_uses_is_removed_and_what_is_used_stays() {
+        with_tables(|tables| {
+            let (used, unused) = (file(at(900, 1)), file(at(901, 1)));
+            for publish in 1..=100 {
+                let cache = StatCache::new(b"/src", publish, at(1000, 0));
+                if publish == 1 {
+                    cache.remember(tables, b"unused", &unused, &known()).expect("written");
+                }
+                cache.remember(tables, b"used", &used, &known()).expect("written");
+                cache.expire(tables).expect("expired");
+                assert!(cache.find(tables, b"used", &used).expect("read").is_some(), "{publish}");
+            }
+            let cache = StatCache::new(b"/src", 101, at(1000, 0));
+            assert_eq!(cache.find(tables, b"unused", &unused).expect("read"), None);
+        });
+    }
 }
