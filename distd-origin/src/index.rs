@@ -13,6 +13,8 @@
 //! | `files` | see [`crate::stat_cache`] | |
 //! | `state` | `munros`, `hash`, `publishes` | |
 
+mod overlay;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,6 +37,8 @@ const MUNROS: &str = "munros";
 const HASH: &str = "hash";
 const PUBLISHES: &str = "publishes";
 
+use overlay::Overlay;
+
 /// Why the index cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
@@ -47,6 +51,14 @@ pub enum IndexError {
         path: PathBuf,
         /// Why.
         source: Box<redb::Error>,
+    },
+    /// A dry run has nowhere to write.
+    #[error("cannot read the index {path}, or there is no room for a temporary file: {source}")]
+    Scratch {
+        /// The index.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// The file cannot be replaced.
     #[error("cannot remove the damaged index {path}: {source}")]
@@ -91,6 +103,21 @@ impl Index {
                     .map_err(|source| IndexError::Remove { path: path.into(), source })?;
                 open().map_err(failed)?
             }
+        };
+        Ok(Self { database, path: path.into() })
+    }
+
+    /// Opens the index for a dry run: what is written goes to a temporary file, the index
+    /// itself is only read.
+    pub fn open_over(path: &Path) -> Result<Self, IndexError> {
+        let scratch = |source| IndexError::Scratch { path: path.into(), source };
+        let over = Overlay::new(path).map_err(scratch)?;
+        let open = |over| Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(over);
+        let database = match open(over) {
+            Ok(database) => database,
+            // A damaged index counts as an empty one, as it does in `open`.
+            Err(_) => open(Overlay::empty().map_err(scratch)?)
+                .map_err(|error| store_error(path, error.into()))?,
         };
         Ok(Self { database, path: path.into() })
     }

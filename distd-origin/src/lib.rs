@@ -18,6 +18,7 @@ pub mod repo;
 pub mod rollback;
 pub mod scan;
 pub mod seal;
+pub mod serve;
 pub mod show;
 pub mod stat_cache;
 pub mod time;

@@ -9,7 +9,7 @@ use distd_core::limits::{BLOCK_BYTES, MESSAGE_BYTES_MAX, MUNRO_BYTES, RELEASES_M
 use distd_core::manifest::{Catalog, CatalogItem, Release, Timestamp, Totals};
 use distd_core::store::{AppendError, Appender, OriginLog};
 use distd_core::tree::BlockHash;
-use distd_core::unit::{BlockIndex, BlockRange, ByteRange};
+use distd_core::unit::{BlockIndex, BlockRange, ByteRange, MunroIndex};
 use serde::Serialize;
 
 use crate::catch_up::{CatchUpError, catch_up};
@@ -199,12 +199,16 @@ pub fn publish(
     let source = Source::open(repo, options.source)?;
     // A key that cannot be used is found out before hours of reading.
     repo.key()?;
-    let appender = OriginLog::append(&repo.log_dir())?;
-    let history = History::read(appender.log())?;
+    let target = Target::open(repo, options.dry_run)?;
+    let _lock = repo.lock(options.dry_run)?;
+    let history = History::read(target.log())?;
     check_new(&history, options)?;
-    let index = Index::open(&repo.index_path())?;
+    let index = match options.dry_run {
+        true => Index::open_over(&repo.index_path())?,
+        false => Index::open(&repo.index_path())?,
+    };
     let epoch = index.begin()?;
-    catch_up(&epoch, appender.log(), &history, |done, total| progress(Step::Index(done, total)))?;
+    catch_up(&epoch, target.log(), &history, |done, total| progress(Step::Index(done, total)))?;
     let (seconds, nanoseconds) = now();
     let scan_start = Timestamp { seconds: seconds as i64, nanoseconds };
     let scan = scan(&source.root, source.only.as_deref(), |found| progress(Step::Scan(found)))?;
@@ -217,7 +221,7 @@ pub fn publish(
         history: &history,
         scan_start,
     };
-    publication.run(appender, epoch)
+    publication.run(target, epoch)
 }
 
 fn check_options(options: &PublishOptions<'_>) -> Result<(), PublishError> {
@@ -295,7 +299,7 @@ struct Publication<'a> {
 }
 
 impl Publication<'_> {
-    fn run(&self, mut appender: Appender, epoch: Epoch) -> Result<PublishReport, PublishError> {
+    fn run(&self, mut target: Target, epoch: Epoch) -> Result<PublishReport, PublishError> {
         let mut report = PublishReport {
             dry_run: self.options.dry_run,
             track: self.options.track.to_owned(),
@@ -303,20 +307,21 @@ impl Publication<'_> {
             not_world_readable: self.exposed(),
             ..PublishReport::default()
         };
-        let plain_munro = appender.next_block().munro().0;
+        let plain_munro = target.next_block().munro().0;
         let mut tables = epoch.tables()?;
         let coverage = tables.coverage()?;
         let publishes = coverage.publishes + 1;
         let cache =
             StatCache::new(self.source.path.as_os_str().as_bytes(), publishes, self.scan_start);
-        let mut log = LogBlocks::new(&mut tables, &mut appender, self.options.dry_run);
+        let mut log = LogBlocks::new(&mut tables, &mut target);
         let contents = self.read(&cache, &mut log, &mut report)?;
         let (metadata_start, new_blocks) = (log.next.byte_offset(), log.stored);
         check_directories(&self.source.root, self.scan)?;
         let tree = Tree { scan: self.scan, contents: &contents };
         let layout = self.lay_out(&tree, &tables, metadata_start)?;
-        self.fill_report(&mut report, &appender, &tree, &layout, new_blocks, metadata_start)?;
-        if self.options.dry_run || !report.changed {
+        self.fill_report(&mut report, target.log(), &tree, &layout, new_blocks, metadata_start)?;
+        let Target::Append(mut appender) = target else { return Ok(report) };
+        if !report.changed {
             return Ok(report);
         }
         let totals = tree.totals(report.new_bytes + report.metadata_bytes);
@@ -416,7 +421,7 @@ impl Publication<'_> {
     fn fill_report(
         &self,
         report: &mut PublishReport,
-        appender: &Appender,
+        log: &OriginLog,
         tree: &Tree<'_>,
         layout: &Layout,
         new_blocks: u64,
@@ -429,9 +434,9 @@ impl Publication<'_> {
         report.bytes = bytes;
         report.extents =
             tree.contents.iter().map(|content| content.extents.len() as u64).sum::<u64>();
-        let previous = self.history.current(appender.log(), self.options.track)?;
+        let previous = self.history.current(log, self.options.track)?;
         report.changed = previous.as_ref().is_none_or(|release| release.root != layout.root);
-        report.munros = appender.log().committed().map_or(0, |commit| commit.munros);
+        report.munros = log.committed().map_or(0, |commit| commit.munros);
         if !report.changed {
             report.version = previous.map_or(String::new(), |release| release.version);
             return Ok(());
@@ -443,7 +448,7 @@ impl Publication<'_> {
         wanted.extend(&layout.runs);
         let mut held = Vec::new();
         if let Some(previous) = &previous {
-            held = file_blocks(appender.log(), previous)?;
+            held = file_blocks(log, previous)?;
             held.extend(&previous.metadata);
         }
         report.update_bytes = missing_blocks(&merge(wanted), &merge(held)) * BLOCK_BYTES;
@@ -524,19 +529,51 @@ impl Publication<'_> {
     }
 }
 
+/// Where new blocks go.
+enum Target {
+    /// To the log.
+    Append(Appender),
+    /// Nowhere: a dry run only counts them, and does not touch a file.
+    Count(OriginLog),
+}
+
+impl Target {
+    fn open(repo: &Repo, dry_run: bool) -> Result<Self, PublishError> {
+        if dry_run {
+            return Ok(Self::Count(repo.log()?));
+        }
+        Ok(Self::Append(OriginLog::append(&repo.log_dir())?))
+    }
+
+    fn log(&self) -> &OriginLog {
+        match self {
+            Self::Append(appender) => appender.log(),
+            Self::Count(log) => log,
+        }
+    }
+
+    fn next_block(&self) -> BlockIndex {
+        match self {
+            Self::Append(appender) => appender.next_block(),
+            Self::Count(log) => {
+                MunroIndex(log.committed().map_or(0, |commit| commit.munros)).blocks().start
+            }
+        }
+    }
+}
+
 /// The log as deduplication sees it: the index, and the epoch that is being written.
 struct LogBlocks<'a, 't> {
     tables: &'a mut Tables<'t>,
-    appender: &'a mut Appender,
-    dry_run: bool,
+    target: &'a mut Target,
     next: BlockIndex,
     stored: u64,
 }
 
 impl<'a, 't> LogBlocks<'a, 't> {
-    fn new(tables: &'a mut Tables<'t>, appender: &'a mut Appender, dry_run: bool) -> Self {
-        let next = appender.next_block();
-        Self { tables, appender, dry_run, next, stored: 0 }
+    fn new(tables: &'a mut Tables<'t>, target: &'a mut Target) -> Self {
+        let next = target.next_block();
+        Self { tables, target, next, stored: 0 }
     }
 }
 
@@ -553,8 +590,8 @@ impl Blocks for LogBlocks<'_, '_> {
 
     fn store(&mut self, hash: BlockHash, block: &[u8]) -> Result<BlockIndex, PublishError> {
         let at = self.next;
-        if !self.dry_run {
-            let written = self.appender.write(block)?;
+        if let Target::Append(appender) = &mut *self.target {
+            let written = appender.write(block)?;
             assert_eq!(written, at, "blocks are appended one after the other");
         }
         self.tables.insert_block(&hash, at)?;

@@ -18,7 +18,9 @@ use distd_core::keys::{OriginId, OriginKey};
 use distd_core::limits::ADDRESSES_MAX;
 use distd_core::manifest::PeerAddress;
 use distd_core::store::{OpenError, OriginLog};
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -40,6 +42,12 @@ const RECOVERY_KEY_TITLE: &str = "distd recovery key 1";
 pub struct Repo {
     dir: PathBuf,
     settings: Settings,
+}
+
+/// Held while the index is used.
+#[derive(Debug)]
+pub struct RepoLock {
+    _file: File,
 }
 
 /// `repo.json`.
@@ -109,6 +117,14 @@ pub enum RepoError {
         origin: String,
         /// What is wrong.
         what: &'static str,
+    },
+    /// The index is in use.
+    #[error("the repository '{}' is in use by {other}: wait for its end", path.display())]
+    Busy {
+        /// The repository.
+        path: PathBuf,
+        /// What uses it.
+        other: &'static str,
     },
     /// Too many addresses.
     #[error("{found} addresses, at most {ADDRESSES_MAX} are possible")]
@@ -238,6 +254,26 @@ impl Repo {
         Ok(OriginLog::open(&self.log_dir())?)
     }
 
+    /// Keeps publishes (which write the index) and dry runs (which read it) apart. Two publishes
+    /// are told from each other by the log's own lock.
+    pub fn lock(&self, shared: bool) -> Result<RepoLock, RepoError> {
+        let path = self.dir.join(SETTINGS);
+        let failed = |source| RepoError::Io { verb: "lock", path: path.clone(), source };
+        let file = File::open(&path).map_err(failed)?;
+        let operation = match shared {
+            true => FlockOperation::NonBlockingLockShared,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        match flock(&file, operation) {
+            Ok(()) => Ok(RepoLock { _file: file }),
+            Err(Errno::WOULDBLOCK) => {
+                let other = if shared { "a publish" } else { "a dry run" };
+                Err(RepoError::Busy { path: self.dir.clone(), other })
+            }
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+
     /// Whose log it is.
     pub fn origin(&self) -> OriginId {
         // `open` and `init` let only parsable settings through.
@@ -260,15 +296,28 @@ impl Repo {
         if addresses.is_empty() { vec![own_address()] } else { addresses }
     }
 
+    /// Whether `init` was given addresses.
+    pub fn names_addresses(&self) -> bool {
+        !self.settings.addresses.is_empty()
+    }
+
     /// The URL by which a node mounts a track.
     pub fn url(&self, track: &str) -> String {
-        let addresses: Vec<String> = self.addresses().iter().map(ToString::to_string).collect();
+        self.url_at(&self.addresses(), track)
+    }
+
+    /// The same, with other addresses.
+    pub fn url_at(&self, addresses: &[PeerAddress], track: &str) -> String {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         format!("distd://{}@{}/{track}", self.settings.origin, addresses.join(","))
     }
 
     /// The signing key, from a file that only its owner can read.
     pub fn key(&self) -> Result<OriginKey, RepoError> {
         let path = self.dir.join(KEY);
+        // A crash must not leave the key in a core file. Where the kernel refuses, the limit on core
+        // files (0 by default) is what remains.
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
         let key = read_key(&path, ORIGIN_KEY_TITLE, &self.settings.origin)?;
         if key.id() == self.origin() {
             Ok(key)

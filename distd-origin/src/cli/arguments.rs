@@ -1,5 +1,6 @@
 //! What the command line may say.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
@@ -57,6 +58,12 @@ pub(super) enum Command {
         /// Find out what it would come to, and write nothing
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Serve what was published, and announce what is published meanwhile
+    Serve {
+        /// UDP address and port (default: all addresses, port 7574; port 0: any free one)
+        #[arg(long, value_name = "ADDR:PORT")]
+        listen: Option<SocketAddr>,
     },
     /// List tracks and releases
     List,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use distd_core::node::NodeError;
 use distd_core::store::{AppendError, OpenError, ReadError};
 
 use crate::history::HistoryError;
@@ -11,6 +12,7 @@ use crate::publish::PublishError;
 use crate::repo::RepoError;
 use crate::rollback::RollbackError;
 use crate::seal::SealError;
+use crate::serve::ServeError;
 
 /// Exit codes, the same for all of distd's programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub(super) enum CommandError {
     Publish(#[from] PublishError),
     #[error(transparent)]
     Rollback(#[from] RollbackError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     #[error("cannot write '{}': {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot write to the standard output: {0}")]
@@ -63,6 +67,16 @@ impl CommandError {
                 RollbackError::Seal(error) => of_seal(error),
                 RollbackError::Repo(error) => of_repo(error),
             },
+            Self::Serve(error) => match error {
+                ServeError::Repo(error) => of_repo(error),
+                ServeError::History(error) => of_history(error),
+                ServeError::Node(NodeError::Bind { source, .. })
+                    if source.kind() == io::ErrorKind::AddrInUse =>
+                {
+                    Exit::Busy
+                }
+                ServeError::Node(_) | ServeError::Signals(_) => Exit::Failure,
+            },
             Self::Write { .. } | Self::Output(_) => Exit::Failure,
         }
     }
@@ -83,6 +97,7 @@ fn of_publish(error: &PublishError) -> Exit {
 fn of_repo(error: &RepoError) -> Exit {
     match error {
         RepoError::NotARepo { .. } => Exit::NoSuchThing,
+        RepoError::Busy { .. } => Exit::Busy,
         RepoError::Log(error) => of_open(error),
         _ => Exit::Failure,
     }

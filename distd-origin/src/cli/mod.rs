@@ -5,6 +5,7 @@ mod exit;
 mod output;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ use crate::history::History;
 use crate::publish::{PublishOptions, publish};
 use crate::repo::{InitOptions, Repo};
 use crate::rollback::rollback;
+use crate::serve::{default_listen, serve};
 use crate::show::{list, show};
 use crate::verify::verify;
 
@@ -26,9 +28,6 @@ use output::Output;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    // A crash must not leave the signing key in a core file.
-    let nothing = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, nothing);
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -102,6 +101,14 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
         }
         Command::Metainfo { track, address, output: file } => {
             run_metainfo(&repo()?, track.name(), address, file.as_deref(), output)
+        }
+        Command::Serve { listen } => {
+            output.start_log();
+            let listen = listen.unwrap_or_else(default_listen);
+            let ready = |address: SocketAddr, urls: &[String]| output.serving(address, urls);
+            let announced = |munros| tracing::info!(munros, "announced");
+            serve(&repo()?, listen, ready, announced)?;
+            Ok(Exit::Success)
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

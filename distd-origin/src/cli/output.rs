@@ -3,11 +3,13 @@
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use distd_core::unit::HumanBytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use tracing_subscriber::EnvFilter;
 
 use crate::publish::{PublishReport, Step};
 
@@ -104,6 +106,32 @@ impl Output {
             return Ok(());
         }
         self.report(report, || publish_text(report, self.verbose))
+    }
+
+    /// Sends what happens while a server runs to standard error. `RUST_LOG` overrides `-v` and `-q`.
+    pub(super) fn start_log(&self) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => "error",
+            (false, 0) => "info",
+            (false, 1) => "debug",
+            (false, _) => "trace",
+        };
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+        // systemd and the like add the time themselves.
+        let colours = io::stderr().is_terminal();
+        let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
+        log.without_time().with_target(false).with_ansi(colours).init();
+    }
+
+    /// Says where the origin serves; whoever started it may wait for that.
+    pub(super) fn serving(&self, address: SocketAddr, urls: &[String]) {
+        let report = serde_json::json!({ "address": address.to_string(), "urls": urls });
+        let printed = self.report(&report, || {
+            urls.iter().fold(String::new(), |text, url| text + "serving " + url + "\n")
+        });
+        if let Err(error) = printed {
+            tracing::warn!(%error, "cannot print the URL");
+        }
     }
 
     /// Shows how far a walk over the log has got.
