@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,8 @@ pub(super) struct Shared {
     free_bytes: FreeBytes,
     logs: Mutex<Vec<Weak<CachedLog>>>,
     pub(super) evicting: Mutex<()>,
+    /// The last search for something to evict was in vain, and nothing has changed since.
+    pub(super) barren: AtomicBool,
     pool: Arc<DescriptorPool>,
     _lock: Lock,
 }
@@ -102,6 +104,7 @@ impl Cache {
             },
             logs: Mutex::new(Vec::new()),
             evicting: Mutex::new(()),
+            barren: AtomicBool::new(false),
             pool: Arc::new(DescriptorPool::new()),
             _lock: lock,
         });
@@ -168,6 +171,7 @@ impl Cache {
     /// Changes the quota; what is over it goes at once.
     pub fn set_quota(&self, quota_bytes: Option<u64>) {
         self.shared.quota_bytes.store(quota_bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.shared.barren.store(false, Ordering::Relaxed);
         // Pinned blocks may hold more than the new quota: then nothing new is kept.
         let _ = self.shared.make_room(0);
     }
@@ -183,7 +187,7 @@ impl Cache {
             }
         }
         self.shared.free_bytes.probe();
-        let _ = self.shared.make_room(0);
+        self.shared.make_room_ahead();
         self.shared.rewind_ticks();
         result
     }

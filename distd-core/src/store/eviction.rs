@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
-use crate::unit::{BlockRange, GranuleIndex, MunroIndex};
+use crate::unit::{BlockRange, MunroIndex};
 
 use super::cache::Shared;
 use super::cached_log::CachedLog;
@@ -113,6 +114,7 @@ impl CachedLog {
             pins.join();
             pins.encode()
         };
+        self.shared.barren.store(false, Ordering::Relaxed);
         state_file::save(self.directory(), PINS_NAME, &bytes)
     }
 
@@ -134,7 +136,7 @@ impl CachedLog {
         let state = self.state();
         for (munro, presence) in state.presence.munros() {
             let pinned = state.pins.bits(munro);
-            for (granule, tick) in granules(munro, presence) {
+            for (granule, tick) in granules(presence) {
                 let blocks = count(and_not(and(presence.bits, granule), pinned));
                 if let Some(bytes) = bytes_at.get_mut(usize::from(tick)) {
                     *bytes += blocks * crate::limits::BLOCK_BYTES;
@@ -143,17 +145,24 @@ impl CachedLog {
         }
     }
 
-    /// The unpinned blocks whose granules were last used as `wanted` says, by munro.
-    fn victims(&self, wanted: impl Fn(Tick) -> bool) -> Vec<(MunroIndex, Bits)> {
+    /// The unpinned blocks whose granules were last used before `threshold`, and at it.
+    fn victims(&self, threshold: Tick) -> [Vec<(MunroIndex, Bits)>; 2] {
         let state = self.state();
-        let mut victims = Vec::new();
+        let mut victims = [Vec::new(), Vec::new()];
         for (munro, presence) in state.presence.munros() {
-            let bits = granules(munro, presence)
-                .filter(|(_, tick)| wanted(*tick))
-                .fold([0; 4], |bits, (granule, _)| or(bits, granule));
-            let bits = and_not(and(bits, presence.bits), state.pins.bits(munro));
-            if bits != [0; 4] {
-                victims.push((munro, bits));
+            if presence.ticks.iter().all(|tick| *tick > threshold) {
+                continue;
+            }
+            let free = and_not(presence.bits, state.pins.bits(munro));
+            let mut found = [[0; 4]; 2];
+            for (granule, tick) in granules(presence).filter(|(_, tick)| *tick <= threshold) {
+                let age = &mut found[usize::from(tick == threshold)];
+                *age = or(*age, and(granule, free));
+            }
+            for (victims, bits) in victims.iter_mut().zip(found) {
+                if bits != [0; 4] {
+                    victims.push((munro, bits));
+                }
             }
         }
         victims
@@ -226,22 +235,41 @@ impl Shared {
         if self.shortage(needed) == 0 {
             return Ok(());
         }
-        {
+        if !self.barren.load(Ordering::Relaxed) {
             let _one = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
             // Another thread may have made room while this one waited.
             let shortage = self.shortage(needed);
             if shortage > 0 {
-                // A twentieth more, so that the next puts need not evict again.
-                self.evict(shortage + self.allocated_bytes() / 20);
+                // Some more, so that the next puts need not search again. Nothing found: all that
+                // is left is pinned, and to search before that changes is in vain.
+                let freed = self.evict(shortage + self.headroom_bytes());
+                self.barren.store(freed == 0, Ordering::Relaxed);
             }
         }
         if self.shortage(needed) == 0 { Ok(()) } else { Err(self.full(needed)) }
     }
 
+    /// Makes room ahead of the next puts, from a thread that nobody waits for.
+    pub(super) fn make_room_ahead(&self) {
+        self.barren.store(false, Ordering::Relaxed);
+        // Pinned blocks may leave no room: the next put says so.
+        let _ = self.make_room(self.headroom_bytes());
+        self.barren.store(false, Ordering::Relaxed);
+    }
+
     /// Frees at least `bytes` if that much is not pinned; gives what was freed.
     pub(super) fn evict_bytes(&self, bytes: u64) -> u64 {
+        if self.barren.load(Ordering::Relaxed) {
+            return 0;
+        }
         let _one = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
-        self.evict(bytes)
+        let freed = self.evict(bytes);
+        self.barren.store(freed == 0, Ordering::Relaxed);
+        freed
+    }
+
+    fn headroom_bytes(&self) -> u64 {
+        (self.allocated_bytes() / 20).min(HEADROOM_BYTES_MAX)
     }
 
     fn evict(&self, bytes: u64) -> u64 {
@@ -257,33 +285,29 @@ impl Shared {
         });
         let threshold = threshold.map_or(Tick::MAX, |tick| tick as Tick);
         let mut freed = 0;
+        let mut rest = Vec::new();
         // All that is older, then of the threshold's own age only as much as it takes.
         for log in &logs {
-            for (munro, bits) in log.victims(|tick| tick < threshold) {
+            let [older, same] = log.victims(threshold);
+            for (munro, bits) in older {
                 freed += log.give_up(munro, bits);
             }
+            rest.extend(same.into_iter().map(|(munro, bits)| (log, munro, bits)));
         }
-        for log in &logs {
-            for (munro, bits) in log.victims(|tick| tick == threshold) {
-                if freed >= bytes {
-                    return freed;
-                }
-                freed += log.give_up(munro, bits);
+        for (log, munro, bits) in rest {
+            if freed >= bytes {
+                break;
             }
+            freed += log.give_up(munro, bits);
         }
         freed
     }
 }
 
+/// Room that is made beyond what is asked for, in bytes.
+const HEADROOM_BYTES_MAX: u64 = 128 << 20;
+
 /// The granules of a munro as bits, with their ticks.
-fn granules(
-    munro: MunroIndex,
-    presence: &Presence,
-) -> impl Iterator<Item = (Bits, Tick)> + use<'_> {
-    let first = munro.0 * 64;
-    presence
-        .ticks
-        .iter()
-        .zip(first..)
-        .map(|(tick, granule)| (granule_bits(GranuleIndex(granule)), *tick))
+fn granules(presence: &Presence) -> impl Iterator<Item = (Bits, Tick)> + use<'_> {
+    presence.ticks.iter().enumerate().map(|(granule, tick)| (granule_bits(granule), *tick))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::unit::{BlockIndex, BlockRange, GranuleIndex, MunroIndex};
+use crate::unit::{BlockIndex, BlockRange, MunroIndex};
 
 /// Coarse time of an access: counts megabytes moved, not seconds.
 pub(super) type Tick = u16;
@@ -184,9 +184,13 @@ pub(super) fn bits_of(blocks: BlockRange) -> Bits {
     bits
 }
 
-/// The bits of one granule.
-pub(super) fn granule_bits(granule: GranuleIndex) -> Bits {
-    bits_of(granule.blocks())
+/// The bits of one granule, by its number within its munro.
+pub(super) fn granule_bits(granule: usize) -> Bits {
+    let mut bits = [0; 4];
+    if let Some(word) = bits.get_mut(granule / 16) {
+        *word = 0xf << (granule % 16 * 4);
+    }
+    bits
 }
 
 /// The runs of set bits, ascending.
@@ -270,6 +274,16 @@ mod tests {
 
     fn blocks(ranges: &[BlockRange]) -> BTreeSet<u64> {
         ranges.iter().flat_map(|range| range.iter()).map(|block| block.0).collect()
+    }
+
+    #[test]
+    fn a_granule_is_four_blocks() {
+        for granule in 0..64 {
+            assert_eq!(
+                granule_bits(granule as usize),
+                bits_of(BlockRange::new(BlockIndex(granule * 4), 4))
+            );
+        }
     }
 
     proptest! {
