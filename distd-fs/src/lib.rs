@@ -4,8 +4,13 @@
 //! one node process that a cache has; `cli` is what people type.
 
 pub mod blocks;
+pub mod control;
 pub mod errno;
+pub mod exit;
 pub mod fs;
 pub mod fuse;
 pub mod inode;
 pub mod journal;
+pub mod mountinfo;
+pub mod options;
+pub mod size;
