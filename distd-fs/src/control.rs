@@ -215,8 +215,8 @@ fn read_line(stream: &UnixStream, most: u64) -> io::Result<Vec<u8>> {
 
 /// Answers a request; called on a thread of its own, which may block.
 pub trait Responder: Send + Sync + 'static {
-    /// The answer.
-    fn respond(&self, request: Request) -> Answer;
+    /// The answer; `None` hangs up: the node is leaving, another one may be started.
+    fn respond(&self, request: Request) -> Option<Answer>;
 }
 
 /// Binds the control socket of a cache whose lock the caller holds, so that a socket that lies there
@@ -227,11 +227,11 @@ pub fn bind(cache: &Path) -> io::Result<UnixListener> {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
-    // The mask is the process's: set while no other thread makes files that others may see.
-    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(short_path(&directory));
-    rustix::process::umask(mask);
-    listener
+    let listener = UnixListener::bind(short_path(&directory))?;
+    // The directory is the owner's alone, so that nobody came in between.
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::chmodat(&directory, SOCKET_NAME, mode, rustix::fs::AtFlags::empty())?;
+    Ok(listener)
 }
 
 /// Serves the socket until the process ends.
@@ -288,7 +288,10 @@ fn serve_one(stream: &UnixStream, responder: &impl Responder, busy: bool) -> io:
         let own = rustix::process::geteuid();
         let trusted = peer.uid.is_root() || peer.uid == own;
         match read_line(stream, REQUEST_BYTES_MAX) {
-            Ok(line) => answer_line(&line, trusted, responder),
+            Ok(line) => match answer_line(&line, trusted, responder) {
+                Some(answer) => answer,
+                None => return Ok(()),
+            },
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(Complaint::usage(format_args!("the request is too long: {error}")))
             }
@@ -302,22 +305,28 @@ fn serve_one(stream: &UnixStream, responder: &impl Responder, busy: bool) -> io:
     write_line(stream, &Reply { version: VERSION, result, error })
 }
 
-fn answer_line(line: &[u8], trusted: bool, responder: &impl Responder) -> Answer {
+fn answer_line(line: &[u8], trusted: bool, responder: &impl Responder) -> Option<Answer> {
+    match parse_request(line) {
+        Ok(request) if trusted || request == Request::Status => responder.respond(request),
+        Ok(_) => {
+            Some(Err(Complaint::failure("only root and the node's own user may ask for this")))
+        }
+        Err(complaint) => Some(Err(complaint)),
+    }
+}
+
+fn parse_request(line: &[u8]) -> Result<Request, Complaint> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
     }
-    match serde_json::from_slice::<Version>(line) {
-        Ok(Version { version: VERSION }) => {}
-        Ok(Version { version }) => return Err(other_version(version)),
-        Err(error) => return Err(Complaint::usage(format_args!("not a request: {error}"))),
+    let no_request = |error| Complaint::usage(format_args!("not a request: {error}"));
+    let Version { version } = serde_json::from_slice(line).map_err(no_request)?;
+    if version != VERSION {
+        return Err(other_version(version));
     }
-    let envelope: Envelope = serde_json::from_slice(line)
-        .map_err(|error| Complaint::usage(format_args!("not a request: {error}")))?;
-    if !trusted && envelope.request != Request::Status {
-        return Err(Complaint::failure("only root and the node's own user may ask for this"));
-    }
-    responder.respond(envelope.request)
+    let envelope: Envelope = serde_json::from_slice(line).map_err(no_request)?;
+    Ok(envelope.request)
 }
 
 #[cfg(test)]
@@ -328,8 +337,8 @@ mod tests {
     struct Echo;
 
     impl Responder for Echo {
-        fn respond(&self, request: Request) -> Answer {
-            serde_json::to_value(request).map_err(|error| Complaint::failure(error))
+        fn respond(&self, request: Request) -> Option<Answer> {
+            Some(serde_json::to_value(request).map_err(Complaint::failure))
         }
     }
 
@@ -411,10 +420,11 @@ mod tests {
             let line = |request| {
                 serde_json::to_vec(&Envelope { version: VERSION, request }).expect("encodes")
             };
-            prop_assert!(answer_line(&line(Request::Status), false, &Echo).is_ok());
+            let ask = |request| answer_line(&line(request), false, &Echo).expect("an answer");
+            prop_assert!(ask(Request::Status).is_ok());
             let change = Request::Limit { quota_bytes: limit };
-            prop_assert!(answer_line(&line(change), false, &Echo).is_err());
-            prop_assert!(answer_line(&line(Request::Clean), false, &Echo).is_err());
+            prop_assert!(ask(change).is_err());
+            prop_assert!(ask(Request::Clean).is_err());
         }
     }
 }

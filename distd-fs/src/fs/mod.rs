@@ -30,7 +30,7 @@ pub use extent_map::ExtentMap;
 pub use nodes::{Decoded, FetchError, Form, Nodes, Outcome};
 pub use read::Seek;
 pub use view::View;
-pub use walk::{WalkError, walk};
+pub use walk::{Place as ReleasePlace, WalkError, merged, walk};
 pub use xattr::Local;
 
 use crate::blocks::Blocks;

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use distd_core::manifest::{Device, EntryKind, HardLink, Xattr};
+use distd_core::unit::BlockRange;
 use proptest::prelude::*;
 
 use super::testing::{Builder, Memory, entry, outcome};
@@ -180,8 +181,8 @@ fn published_attributes_are_listed_and_distds_own_only_answer() {
     assert_eq!(names(false), Ok(b"system.posix_acl_access\0".to_vec()));
     assert_eq!(get(file, "system.posix_acl_access"), Ok(b"acl".to_vec()));
     assert_eq!(get(file, "user.none"), Err(Failure::NoAttribute));
-    assert_eq!(get(file, "user.distd.release"), Ok(b"stable@1".to_vec()));
-    assert_eq!(get(ROOT, "user.distd.version"), Ok(b"1".to_vec()));
+    assert_eq!(get(file, "user.distd.release"), Ok(b"1".to_vec()));
+    assert_eq!(get(ROOT, "user.distd.track"), Ok(b"stable".to_vec()));
     assert_eq!(get(file, "user.distd.blake3"), Ok("ab".repeat(32).into_bytes()));
     assert_eq!(get(file, "user.distd.uids"), Ok(b"3-11".to_vec()));
     assert_eq!(get(file, "user.distd.local"), Ok(b"0/8192".to_vec()));
@@ -202,14 +203,16 @@ fn a_walk_names_every_block_below_a_path() {
     let view =
         builder.view(builder.directory(vec![entry("d", below), entry("e", EntryKind::Fifo)]));
     let count = |path: &str| {
-        walk(&*memory, &view.release, path.as_ref(), Duration::from_secs(5))
-            .map(|ranges| ranges.iter().map(|range| range.count).sum::<u64>())
+        walk(&*memory, &view.release, path.as_ref(), Duration::from_secs(5)).map(|place| {
+            let count = |ranges: &[BlockRange]| ranges.iter().map(|range| range.count).sum::<u64>();
+            (count(&place.content), count(&place.metadata))
+        })
     };
-    assert_eq!(count("/d/small").expect("is there"), 1);
-    assert_eq!(count("d/big").expect("is there"), 20 + 1);
-    assert_eq!(count("/d").expect("is there"), 20 + 1 + 1 + 1);
-    assert_eq!(count("").expect("is there"), 20 + 1 + 1 + 1 + 1);
-    assert_eq!(count("e").expect("is there"), 0);
+    assert_eq!(count("/d/small").expect("is there"), (1, 0));
+    assert_eq!(count("d/big").expect("is there"), (20, 1));
+    assert_eq!(count("/d").expect("is there"), (21, 2));
+    assert_eq!(count("").expect("is there"), (21, 3));
+    assert_eq!(count("e").expect("is there"), (0, 0));
     assert!(matches!(count("d/none"), Err(WalkError::NoEntry { .. })));
     assert!(matches!(count("e/none"), Err(WalkError::NoEntry { .. })));
 }

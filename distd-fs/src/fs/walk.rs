@@ -37,15 +37,24 @@ pub enum WalkError {
     Depth,
 }
 
-/// The blocks of the entry at `path` of a release and of everything below it, metadata included,
-/// sorted and merged. Symbolic links are not followed. Each node is waited for up to `timeout`.
+/// Where a part of a release lies, each list sorted and merged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Content of files.
+    pub content: Vec<BlockRange>,
+    /// Directory nodes and extent lists.
+    pub metadata: Vec<BlockRange>,
+}
+
+/// The blocks of the entry at `path` of a release and of everything below it. Symbolic links are not
+/// followed. Each node is waited for up to `timeout`.
 pub fn walk<B: Blocks + ?Sized>(
     blocks: &B,
     release: &Release,
     path: &Path,
     timeout: Duration,
-) -> Result<Vec<BlockRange>, WalkError> {
-    let mut walker = Walker { blocks, timeout, found: Vec::new(), seen: HashSet::new() };
+) -> Result<Place, WalkError> {
+    let mut walker = Walker { blocks, timeout, found: Place::default(), seen: HashSet::new() };
     let entry = walker.resolve(release, path)?;
     let mut level = vec![entry];
     for _ in 0..=TREE_DEPTH_MAX {
@@ -54,7 +63,8 @@ pub fn walk<B: Blocks + ?Sized>(
             below.extend(walker.take(&entry)?);
         }
         if below.is_empty() {
-            return Ok(merged(walker.found));
+            let Place { content, metadata } = walker.found;
+            return Ok(Place { content: merged(content), metadata: merged(metadata) });
         }
         level = below;
     }
@@ -64,7 +74,7 @@ pub fn walk<B: Blocks + ?Sized>(
 struct Walker<'a, B: ?Sized> {
     blocks: &'a B,
     timeout: Duration,
-    found: Vec<BlockRange>,
+    found: Place,
     /// Directory nodes seen: one that is shared is walked once.
     seen: HashSet<ByteRange>,
 }
@@ -88,17 +98,17 @@ impl<B: Blocks + ?Sized> Walker<'_, B> {
     fn take(&mut self, entry: &Entry) -> Result<Vec<Entry>, WalkError> {
         match &entry.kind {
             EntryKind::File(file) => match &file.content {
-                Content::Extents(extents) => self.found.extend(extents.data()),
+                Content::Extents(extents) => self.found.content.extend(extents.data()),
                 Content::List(list) => {
-                    self.found.push(list.blocks());
+                    self.found.metadata.push(list.blocks());
                     let bytes = self.read(*list)?;
                     let damaged = |source| WalkError::Damaged { offset: list.offset, source };
                     let extents = ExtentList::decode(&bytes, file.size).map_err(damaged)?;
-                    self.found.extend(extents.data());
+                    self.found.content.extend(extents.data());
                 }
             },
             EntryKind::Directory(directory) if self.seen.insert(directory.node) => {
-                self.found.push(directory.node.blocks());
+                self.found.metadata.push(directory.node.blocks());
                 return Ok(self.directory(directory.node)?.entries().to_vec());
             }
             _ => {}
@@ -117,7 +127,7 @@ impl<B: Blocks + ?Sized> Walker<'_, B> {
 }
 
 /// Sorted, without overlaps or neighbours that could be one.
-fn merged(mut ranges: Vec<BlockRange>) -> Vec<BlockRange> {
+pub fn merged(mut ranges: Vec<BlockRange>) -> Vec<BlockRange> {
     ranges.sort_unstable();
     let mut merged: Vec<BlockRange> = Vec::new();
     for range in ranges {

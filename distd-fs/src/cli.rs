@@ -1,0 +1,408 @@
+//! What people type: `distd-fs`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use distd_core::unit::HumanBytes;
+use serde_json::Value;
+
+use crate::control::{self, Answer, CallError, MountRequest, Request};
+use crate::daemon::{Daemon, DaemonOptions, Doorkeeper};
+use crate::exit::{Complaint, Exit};
+use crate::launch;
+use crate::mount::{self, Site};
+use crate::mountinfo::{FILE_SYSTEM_TYPE, mounted_on};
+use crate::options::Options;
+use crate::report;
+use crate::size::parse_size;
+use crate::target::Target;
+
+/// What the node may take beyond a mount's own timeout: starting, opening a large cache.
+const MOUNT_SLACK: Duration = Duration::from_secs(90);
+/// How long other commands wait for the node's answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(300);
+
+#[derive(Parser)]
+#[command(
+    name = "distd-fs",
+    version,
+    about = "Mount releases of distd origins",
+    max_term_width = 100
+)]
+struct Cli {
+    /// Directory of the cache (default: /var/cache/distd, for users ~/.cache/distd).
+    #[arg(long, global = true, value_name = "DIR", env = "DISTD_CACHE")]
+    cache: Option<PathBuf>,
+    /// Answer in JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say nothing but errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show a release on a directory, read-only; returns when it is visible.
+    Mount {
+        /// distd://ID@HOST:PORT[,HOST:PORT...]/TRACK[@RELEASE] or FILE.distd[#TRACK[@RELEASE]].
+        source: String,
+        /// An empty directory.
+        directory: PathBuf,
+        /// Options: cache=DIR, timeout=SECONDS, quota=BYTES, allow_other, suid, dev, ...
+        #[arg(short, value_name = "OPT,...")]
+        options: Vec<String>,
+        /// Stay in the foreground until unmounted.
+        #[arg(short, long)]
+        foreground: bool,
+    },
+    /// Take a mount away.
+    Umount {
+        /// Where it is mounted.
+        directory: PathBuf,
+        /// Also if it is in use: open files go on.
+        #[arg(short, long)]
+        lazy: bool,
+        /// Also if the node is stuck: everything that waits gets an error.
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// How the node of the cache stands: mounts, cache, swarms.
+    Status,
+    /// The peers of the node.
+    Peers,
+    /// Keep a release, or a part of it, from eviction.
+    Pin {
+        /// A mount point or a path below one.
+        path: PathBuf,
+    },
+    /// Let go of what was pinned.
+    Unpin {
+        /// A path that was pinned.
+        path: PathBuf,
+    },
+    /// The cache: size, limit, eviction.
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// Print shell completions.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+    /// Run the node process of a cache (started by mount).
+    #[command(hide = true)]
+    Node {
+        /// Bound of the cache, in bytes.
+        #[arg(long)]
+        quota: Option<u64>,
+        /// UDP address.
+        #[arg(long)]
+        listen: Option<SocketAddr>,
+    },
+}
+
+#[derive(Subcommand)]
+enum CacheCommand {
+    /// What the cache holds, and its bounds.
+    Size,
+    /// Set the bound of the cache.
+    Limit {
+        /// Bytes, such as 20G; 'none': what the disk's reserve leaves.
+        #[arg(value_parser = parse_limit)]
+        bytes: Limit,
+    },
+    /// Give up the content of a path (fetched again when it is read).
+    Evict {
+        /// A path on a mount.
+        path: PathBuf,
+    },
+    /// Give up everything that is not pinned.
+    Clean,
+    /// Make everything fetched durable now.
+    Flush,
+}
+
+#[derive(Clone, Copy)]
+struct Limit(Option<u64>);
+
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    if text == "none" {
+        return Ok(Limit(None));
+    }
+    let expected = || format!("'{text}': expected bytes, such as 500M or 20G, or 'none'");
+    parse_size(text).map(|bytes| Limit(Some(bytes))).ok_or_else(expected)
+}
+
+/// Runs the program: `distd-fs`, or the mount helper where it is called by that name.
+pub fn run() -> ExitCode {
+    let words: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let name = words.first().and_then(|word| Path::new(word).file_name()?.to_str());
+    if name.is_some_and(|name| name.starts_with("mount.")) {
+        report::start(false, false);
+        return crate::helper::run(&words[1..]);
+    }
+    let cli = Cli::parse();
+    report::start(cli.quiet, cli.verbose);
+    match execute(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            report::complain("distd-fs", &complaint, cli.json);
+            ExitCode::from(complaint.exit.code())
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> Result<(), Complaint> {
+    let cache = || cache_directory(cli.cache.as_deref());
+    let ask = |request: &Request| ask(&cache()?, request);
+    match &cli.command {
+        Command::Mount { source, directory, options, foreground } => {
+            let privileged = rustix::process::geteuid().is_root();
+            let lists = options.iter().map(String::as_str);
+            let mut options = Options::parse(lists, privileged, false).map_err(Complaint::usage)?;
+            options.cache = options.cache.or_else(|| cli.cache.clone());
+            let mounted = mount_command(source, directory, &options, *foreground)?;
+            report::print(cli.json, cli.quiet, &mounted, report::mounted);
+        }
+        Command::Umount { directory, lazy, force } => umount(directory, *lazy, *force)?,
+        Command::Status => report::print(cli.json, false, &ask(&Request::Status)?, report::status),
+        Command::Peers => {
+            let status = ask(&Request::Status)?;
+            let mut peers = Vec::new();
+            for swarm in status["swarms"].as_array().into_iter().flatten() {
+                for peer in swarm["peers"].as_array().into_iter().flatten() {
+                    let mut peer = peer.clone();
+                    peer["origin"] = swarm["origin"].clone();
+                    peers.push(peer);
+                }
+            }
+            report::print(cli.json, false, &Value::Array(peers), report::peers);
+        }
+        Command::Pin { path } => {
+            let request = Request::Pin { path: (&*named(path)?).into() };
+            report::print(cli.json, cli.quiet, &ask(&request)?, report::pinned);
+        }
+        Command::Unpin { path } => {
+            let request = Request::Unpin { path: (&*named(path)?).into() };
+            report::print(cli.json, cli.quiet, &ask(&request)?, report::unpinned);
+        }
+        Command::Cache(command) => cache_command(cli, &cache()?, command)?,
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "distd-fs",
+                &mut std::io::stdout(),
+            );
+        }
+        Command::Node { quota, listen } => {
+            let (quota_bytes, listen) = (*quota, *listen);
+            launch::run_node(&DaemonOptions { cache: cache()?, quota_bytes, listen })?;
+        }
+    }
+    Ok(())
+}
+
+/// Mounts; in the foreground it returns when the mount is gone.
+pub(crate) fn mount_command(
+    source: &str,
+    directory: &Path,
+    options: &Options,
+    foreground: bool,
+) -> Answer {
+    let target = Target::resolve(source)?;
+    let cache = cache_directory(options.cache.as_deref())?;
+    let wrong =
+        |error| mount::MountError::Directory { directory: directory.to_owned(), source: error };
+    let directory = mount::canonical(directory).map_err(wrong)?;
+    match mount::survey(&directory, source, &cache, options.nonempty)? {
+        Site::Same => {
+            let track = &target.track;
+            return Ok(
+                serde_json::json!({ "directory": directory, "source": source, "track": track }),
+            );
+        }
+        Site::Free => {}
+    }
+    let request = MountRequest {
+        source: source.to_owned(),
+        origin: target.origin.to_string(),
+        addresses: target.addresses.iter().map(ToString::to_string).collect(),
+        track: target.track,
+        release: target.release,
+        directory: (&*directory).into(),
+        options: options.mount.clone(),
+    };
+    let daemon = DaemonOptions {
+        cache: cache.clone(),
+        quota_bytes: options.quota_bytes,
+        listen: options.listen,
+    };
+    make_parent(&cache)?;
+    if foreground {
+        return mount_in_foreground(&daemon, request);
+    }
+    let patience = Duration::from_secs(options.mount.timeout_s) + MOUNT_SLACK;
+    launch::call_or_start(&daemon, &Request::Mount(request), patience)
+}
+
+fn mount_in_foreground(options: &DaemonOptions, request: MountRequest) -> Answer {
+    let daemon = launch::open(options)?;
+    let answer = daemon.mount(request).unwrap_or_else(|| Err(Complaint::failure("interrupted")));
+    if answer.is_ok() {
+        // Nobody to tell where no service manager runs.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    }
+    daemon.wait_end();
+    launch::leave(&daemon, &options.cache);
+    answer
+}
+
+fn umount(directory: &Path, lazy: bool, force: bool) -> Result<(), Complaint> {
+    let shown = directory.display();
+    let no_mount = || Complaint::new(Exit::NoSuch, format_args!("{shown} is not a mount of distd"));
+    let canonical = mount::canonical(directory)
+        .map_err(|error| Complaint::new(Exit::NoSuch, format_args!("{shown}: {error}")))?;
+    let mounted = mounted_on(&canonical).map_err(Complaint::failure)?;
+    if mounted.is_none_or(|mount| mount.kind != FILE_SYSTEM_TYPE) {
+        return Err(no_mount());
+    }
+    if force {
+        mount::abort(&canonical).map_err(|error| {
+            Complaint::failure(format_args!("cannot break off the mount on {shown}: {error}"))
+        })?;
+    }
+    let outcome =
+        if lazy || force { mount::detach(&canonical) } else { mount::unmount_idle(&canonical) };
+    outcome.map_err(|error| {
+        let busy =
+            error.kind() == std::io::ErrorKind::ResourceBusy || error.to_string().contains("busy");
+        if busy {
+            let text = format!("{shown} is in use: end what uses it, or add --lazy");
+            Complaint::new(Exit::Busy, text)
+        } else {
+            Complaint::failure(format_args!("cannot unmount {shown}: {error}"))
+        }
+    })
+}
+
+fn cache_command(cli: &Cli, cache: &Path, command: &CacheCommand) -> Result<(), Complaint> {
+    let request = match command {
+        CacheCommand::Size => Request::Status,
+        CacheCommand::Limit { bytes } => Request::Limit { quota_bytes: bytes.0 },
+        CacheCommand::Evict { path } => Request::Evict { path: (&*named(path)?).into() },
+        CacheCommand::Clean => Request::Clean,
+        CacheCommand::Flush => Request::Flush,
+    };
+    let answer = match control::call(cache, &request, ANSWER_PATIENCE) {
+        Ok(answer) => answer?,
+        // The cache's files are there without a node too.
+        Err(CallError::NoNode { .. }) if cache.is_dir() => alone(cache, request)?,
+        Err(error) => return Err(no_answer(&error)),
+    };
+    match command {
+        CacheCommand::Size => {
+            report::print(cli.json, false, &answer["cache"]["usage"], report::usage);
+        }
+        CacheCommand::Limit { .. } | CacheCommand::Flush => {
+            report::print(cli.json, cli.quiet, &answer, report::usage);
+        }
+        CacheCommand::Evict { .. } | CacheCommand::Clean => {
+            report::print(cli.json, cli.quiet, &answer, |answer| {
+                format!("freed {}", HumanBytes(answer["freed_bytes"].as_u64().unwrap_or(0)))
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Does what is asked in a node that lives just for that.
+fn alone(cache: &Path, request: Request) -> Answer {
+    use crate::control::Responder;
+    let options = DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None };
+    let daemon = Daemon::start(&options)?;
+    let answer = Doorkeeper(std::sync::Arc::clone(&daemon)).respond(request);
+    daemon.end();
+    answer.unwrap_or_else(|| Err(Complaint::failure("the node is leaving")))
+}
+
+fn ask(cache: &Path, request: &Request) -> Answer {
+    control::call(cache, request, ANSWER_PATIENCE).map_err(|error| no_answer(&error))?
+}
+
+fn no_answer(error: &CallError) -> Complaint {
+    match error {
+        CallError::NoNode { .. } => {
+            Complaint::new(Exit::NoSuch, format_args!("{error}; a mount starts one"))
+        }
+        CallError::Broken { .. } => Complaint::failure(error),
+    }
+}
+
+/// A path as the node knows it: absolute, its directory resolved, its last part not followed.
+fn named(path: &Path) -> Result<PathBuf, Complaint> {
+    let wrong = |error| Complaint::new(Exit::NoSuch, format_args!("{}: {error}", path.display()));
+    let absolute = std::path::absolute(path).map_err(wrong)?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(wrong)?.join(name)),
+        _ => Ok(absolute),
+    }
+}
+
+/// The cache's directory, as an absolute path.
+fn cache_directory(given: Option<&Path>) -> Result<PathBuf, Complaint> {
+    let chosen = match given {
+        Some(cache) => cache.to_owned(),
+        None if rustix::process::geteuid().is_root() => "/var/cache/distd".into(),
+        None => {
+            let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+            let base = home("XDG_CACHE_HOME").map(PathBuf::from);
+            let base = base.or_else(|| Some(Path::new(&home("HOME")?).join(".cache")));
+            let unknown =
+                || Complaint::usage("neither XDG_CACHE_HOME nor HOME is set: give -o cache=DIR");
+            base.ok_or_else(unknown)?.join("distd")
+        }
+    };
+    std::path::absolute(&chosen).map_err(Complaint::failure)
+}
+
+/// Makes the directories above the cache's own, which the store makes private.
+fn make_parent(cache: &Path) -> Result<(), Complaint> {
+    let Some(parent) = cache.parent() else { return Ok(()) };
+    std::fs::create_dir_all(parent).map_err(|error| {
+        Complaint::failure(format_args!("cannot make {}: {error}", parent.display()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_line_without_what_it_needs_is_refused() {
+        for words in [
+            &["mount"][..],
+            &["mount", "x"],
+            &["umount"],
+            &[],
+            &["cache"],
+            &["cache", "limit", "x"],
+        ] {
+            assert!(Cli::try_parse_from(["distd-fs"].iter().chain(words)).is_err(), "{words:?}");
+        }
+    }
+}

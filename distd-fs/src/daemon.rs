@@ -1,0 +1,510 @@
+//! The node process of a cache: its mounts, and what the control socket asks of it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use distd_core::manifest::Release;
+use distd_core::node::{Node, NodeError, NodeOptions, Swarm};
+use distd_core::store::OpenError;
+use distd_core::unit::{BlockIndex, BlockRange, ByteRange};
+use serde_json::{Value, json};
+
+use crate::control::{Answer, MountRequest, Request, Responder};
+use crate::exit::{Complaint, Exit};
+use crate::fs::{Fs, Local, View, merged, walk};
+use crate::mount;
+use crate::options::{Background, MountOptions};
+use crate::target::Target;
+
+/// How long a node without a mount waits for its first.
+const FIRST_MOUNT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the sessions may take to end when the node is told to leave.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+/// State file of the cache that keeps the bound set by `cache limit`.
+const QUOTA_STATE: &str = "quota";
+/// Files of a release above which `status` does not work out how much of it is local.
+const LOCAL_FILES_MAX: u64 = 500_000;
+
+/// How a node process is set up.
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    /// The cache's directory.
+    pub cache: PathBuf,
+    /// Bound of the cache, in bytes; `None`: as set by `cache limit`, else what the disk leaves.
+    pub quota_bytes: Option<u64>,
+    /// UDP address; `None`: any free port.
+    pub listen: Option<SocketAddr>,
+}
+
+/// One mount.
+struct Mounted {
+    directory: PathBuf,
+    source: String,
+    swarm: Swarm,
+    fs: Arc<Fs<Swarm>>,
+    view: Arc<View>,
+    record: ByteRange,
+    /// Where the release's content lies, once somebody asked.
+    content: OnceLock<Vec<BlockRange>>,
+}
+
+#[derive(Default)]
+struct State {
+    mounts: BTreeMap<PathBuf, Arc<Mounted>>,
+    /// Mount requests being worked on.
+    pending: usize,
+    /// Whether a mount was ever asked for.
+    asked: bool,
+    /// Told to end, by a signal.
+    stopped: bool,
+    /// Takes no more mounts.
+    leaving: bool,
+}
+
+/// The node process.
+pub struct Daemon {
+    node: Node,
+    cache: PathBuf,
+    started: Instant,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Held from the look at a directory to its mount.
+    mounting: Mutex<()>,
+}
+
+impl From<NodeError> for Complaint {
+    fn from(error: NodeError) -> Self {
+        let exit = match &error {
+            NodeError::Cache(OpenError::Busy { .. }) => Exit::Busy,
+            _ => Exit::Failure,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl Daemon {
+    /// Opens the cache and starts the node.
+    pub fn start(options: &DaemonOptions) -> Result<Arc<Self>, Complaint> {
+        let mut node_options = NodeOptions::new(options.cache.clone());
+        node_options.quota_bytes = options.quota_bytes;
+        if let Some(listen) = options.listen {
+            node_options.listen = listen;
+        }
+        let node = Node::start(&node_options)?;
+        if options.quota_bytes.is_none() {
+            if let Some(quota) = saved_quota(&node) {
+                node.cache().set_quota(Some(quota));
+            }
+        }
+        Ok(Arc::new(Self {
+            node,
+            cache: options.cache.clone(),
+            started: Instant::now(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            mounting: Mutex::default(),
+        }))
+    }
+
+    /// Waits until there is nothing left to do: after the last unmount, or when told to stop.
+    pub fn wait_end(&self) {
+        let mut state = self.state();
+        loop {
+            let idle = state.mounts.is_empty() && state.pending == 0;
+            let waited = state.asked || self.started.elapsed() >= FIRST_MOUNT_PATIENCE;
+            if state.stopped || (idle && waited) {
+                state.leaving = true;
+                return;
+            }
+            let wait = self.changed.wait_timeout(state, Duration::from_secs(1));
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Makes [`Self::wait_end`] return.
+    pub fn stop(&self) {
+        self.state().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Unmounts what is mounted, lazily, and ends the node: the cache is flushed.
+    pub fn end(&self) {
+        let directories: Vec<PathBuf> = self.state().mounts.keys().cloned().collect();
+        for directory in directories {
+            if let Err(error) = mount::detach(&directory) {
+                tracing::warn!(%error, "cannot unmount {}", directory.display());
+            }
+        }
+        let state = self.state();
+        let mounted = |state: &mut State| !state.mounts.is_empty();
+        drop(self.changed.wait_timeout_while(state, LEAVE_PATIENCE, mounted));
+        self.node.stop();
+    }
+
+    /// Mounts what is asked for; the same again is success.
+    pub fn mount(self: &Arc<Self>, request: MountRequest) -> Option<Answer> {
+        {
+            let mut state = self.state();
+            if state.leaving {
+                return None;
+            }
+            state.pending += 1;
+            state.asked = true;
+        }
+        let answer = self.mount_counted(request);
+        self.state().pending -= 1;
+        self.changed.notify_all();
+        Some(answer)
+    }
+
+    fn mount_counted(self: &Arc<Self>, request: MountRequest) -> Answer {
+        let MountRequest { source, directory, options, .. } = request.clone();
+        let directory: PathBuf = directory.into();
+        let target = target_of(request)?;
+        let timeout = clamped_timeout(&options);
+        let swarm = self.node.join(target.origin, &target.addresses)?;
+        let (record, release) = target.release(&swarm, timeout, options.allow_stale)?;
+        let _one_at_a_time = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mounted) = self.state().mounts.get(&directory) {
+            return if mounted.source == source {
+                Ok(mounted.describe())
+            } else {
+                let text = format!("{} is mounted on {}", mounted.source, directory.display());
+                Err(Complaint::new(Exit::Busy, text))
+            };
+        }
+        let view = Arc::new(View { generation: 0, origin: target.origin, release });
+        let fs = Fs::new(Arc::new(swarm.clone()), Arc::clone(&view), timeout);
+        let session = mount::mount(Arc::clone(&fs), &directory, &source, &options)?;
+        let content = OnceLock::new();
+        let mounted = Mounted { directory, source, swarm, fs, view, record, content };
+        let described = mounted.describe();
+        if options.background == Background::Metadata {
+            mounted.fs.sweep_metadata();
+        }
+        tracing::info!("mounted {} on {}", mounted.source, mounted.directory.display());
+        self.run_session(session, mounted)?;
+        Ok(described)
+    }
+
+    fn run_session(
+        self: &Arc<Self>,
+        session: fuser::Session<crate::fuse::Adapter<Swarm>>,
+        mounted: Mounted,
+    ) -> Result<(), Complaint> {
+        let directory = mounted.directory.clone();
+        self.state().mounts.insert(directory.clone(), Arc::new(mounted));
+        let daemon = Arc::clone(self);
+        let ended = directory.clone();
+        let run = move || {
+            // A panic in a session thread comes back as an error here and ends this mount only.
+            if let Err(error) = session.run() {
+                tracing::error!(%error, "the mount on {} broke", ended.display());
+                let _ = mount::detach(&ended);
+            }
+            tracing::info!("unmounted {}", ended.display());
+            daemon.state().mounts.remove(&ended);
+            daemon.changed.notify_all();
+        };
+        let spawned = std::thread::Builder::new().name("fuse-session".into()).spawn(run);
+        spawned.map(drop).map_err(|error| {
+            self.state().mounts.remove(&directory);
+            Complaint::failure(format_args!("no thread for the mount: {error}"))
+        })
+    }
+
+    /// How the node, its mounts and its swarms stand.
+    pub fn status(&self) -> Answer {
+        let status = self.node.status()?;
+        let mounts: Vec<Arc<Mounted>> = self.state().mounts.values().cloned().collect();
+        let sum = |bytes: fn(&distd_core::node::SwarmStatus) -> u64| -> u64 {
+            status.swarms.iter().map(bytes).sum()
+        };
+        let metadata = sum(|swarm| swarm.fetched_metadata_bytes);
+        let data = sum(|swarm| swarm.fetched_data_bytes);
+        let pins: Vec<String> = self
+            .logs()
+            .iter()
+            .flat_map(|log| log.pins().into_keys())
+            .filter(|name| name.contains('@'))
+            .collect();
+        Ok(json!({
+            "fetched_bytes": metadata + data,
+            "fetched_metadata_bytes": metadata,
+            "fetched_data_bytes": data,
+            "local_bytes": sum(|swarm| swarm.local_bytes),
+            "node": {
+                "pid": std::process::id(),
+                "version": env!("CARGO_PKG_VERSION"),
+                "listen": status.listen,
+                "uptime_s": status.uptime_s,
+            },
+            "cache": { "directory": self.cache, "usage": status.cache, "pins": pins },
+            "mounts": mounts.iter().map(|mounted| mounted.status()).collect::<Vec<Value>>(),
+            "swarms": status.swarms,
+        }))
+    }
+
+    /// Keeps a path's blocks from eviction.
+    pub fn pin(&self, path: &Path) -> Answer {
+        let (mounted, below) = self.mount_of(path)?;
+        let place = mounted.walk(&below)?;
+        let ranges = merged([place.content, place.metadata].concat());
+        let name = mounted.pin_name(&below);
+        mounted.swarm.cached().pin(&name, &ranges).map_err(Complaint::failure)?;
+        let local = mounted.fs.local(ranges.into_iter());
+        Ok(json!({ "pin": name, "local_bytes": local.local, "total_bytes": local.total }))
+    }
+
+    /// Lets go of a path's blocks.
+    pub fn unpin(&self, path: &Path) -> Answer {
+        let (mounted, below) = self.mount_of(path)?;
+        let name = mounted.pin_name(&below);
+        let log = mounted.swarm.cached();
+        if !log.pins().contains_key(&name) {
+            let text = format!("{} is not pinned (no pin named {name})", path.display());
+            return Err(Complaint::new(Exit::NoSuch, text));
+        }
+        log.unpin(&name).map_err(Complaint::failure)?;
+        Ok(json!({ "pin": name }))
+    }
+
+    /// Changes the bound of the cache, for later nodes too.
+    pub fn limit(&self, quota_bytes: Option<u64>) -> Answer {
+        self.node.cache().set_quota(quota_bytes);
+        let text = quota_bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
+        self.node.cache().save(QUOTA_STATE, text.as_bytes()).map_err(Complaint::failure)?;
+        self.usage()
+    }
+
+    /// Gives up a path's content.
+    pub fn evict(&self, path: &Path) -> Answer {
+        let (mounted, below) = self.mount_of(path)?;
+        let place = mounted.walk(&below)?;
+        Ok(json!({ "freed_bytes": mounted.swarm.cached().evict(&place.content) }))
+    }
+
+    /// Gives up all that nothing pins, but the metadata of what is mounted.
+    pub fn clean(&self) -> Answer {
+        let mounts: Vec<Arc<Mounted>> = self.state().mounts.values().cloned().collect();
+        let mut freed = 0;
+        for log in self.logs() {
+            let of_log = mounts.iter().filter(|mounted| mounted.view.origin == log.origin());
+            let kept = merged(of_log.flat_map(|mounted| mounted.metadata()).collect());
+            freed += log.evict(&without(&log.held(), &kept));
+        }
+        Ok(json!({ "freed_bytes": freed }))
+    }
+
+    /// Makes everything fetched durable.
+    pub fn flush(&self) -> Answer {
+        self.node.cache().flush().map_err(Complaint::failure)?;
+        self.usage()
+    }
+
+    fn usage(&self) -> Answer {
+        serde_json::to_value(self.node.cache().usage()).map_err(Complaint::failure)
+    }
+
+    fn logs(&self) -> Vec<Arc<distd_core::store::CachedLog>> {
+        let cache = self.node.cache();
+        cache.logs().into_iter().filter_map(|origin| cache.log(origin).ok()).collect()
+    }
+
+    /// The mount that a path lies on, and the path below its mount point.
+    fn mount_of(&self, path: &Path) -> Result<(Arc<Mounted>, PathBuf), Complaint> {
+        let state = self.state();
+        let holds = |mounted: &&Arc<Mounted>| path.starts_with(&mounted.directory);
+        let mounted = state.mounts.values().rev().find(holds).cloned().ok_or_else(|| {
+            let points: Vec<_> = state.mounts.keys().map(|p| p.display().to_string()).collect();
+            let text = format!(
+                "{} lies on no mount of the cache {}; it has {}",
+                path.display(),
+                self.cache.display(),
+                if points.is_empty() { "none".to_owned() } else { points.join(", ") }
+            );
+            Complaint::new(Exit::NoSuch, text)
+        })?;
+        let below = path.strip_prefix(&mounted.directory).unwrap_or(path).to_owned();
+        Ok((mounted, below))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the control socket talks to.
+pub struct Doorkeeper(pub Arc<Daemon>);
+
+impl Responder for Doorkeeper {
+    fn respond(&self, request: Request) -> Option<Answer> {
+        let daemon = &self.0;
+        Some(match request {
+            Request::Mount(request) => return daemon.mount(request),
+            Request::Status => daemon.status(),
+            Request::Pin { path } => daemon.pin(&PathBuf::from(path)),
+            Request::Unpin { path } => daemon.unpin(&PathBuf::from(path)),
+            Request::Limit { quota_bytes } => daemon.limit(quota_bytes),
+            Request::Evict { path } => daemon.evict(&PathBuf::from(path)),
+            Request::Clean => daemon.clean(),
+            Request::Flush => daemon.flush(),
+        })
+    }
+}
+
+impl Mounted {
+    fn release(&self) -> &Release {
+        &self.view.release
+    }
+
+    fn describe(&self) -> Value {
+        json!({
+            "directory": self.directory.display().to_string(),
+            "source": self.source,
+            "track": self.release().track,
+            "release": self.release().version,
+        })
+    }
+
+    fn status(&self) -> Value {
+        let metadata = self.fs.local(self.release().metadata.iter().copied());
+        let content = self.local_content(metadata);
+        let mut value = self.describe();
+        value["origin"] = json!(self.view.origin.to_string());
+        value["inodes"] = json!(self.fs.remembered());
+        value["release_bytes"] = json!(self.release().totals.bytes);
+        value["metadata"] = json!(metadata);
+        value["content"] = json!(content);
+        value
+    }
+
+    /// How much of the release's content is local; `None` as long as its metadata is not, because
+    /// status never waits for the network.
+    fn local_content(&self, metadata: Local) -> Option<Local> {
+        if self.content.get().is_none() {
+            let listed = metadata.total > 0 && metadata.local == metadata.total;
+            if !listed || self.release().totals.files > LOCAL_FILES_MAX {
+                return None;
+            }
+            let place = walk(&self.swarm, self.release(), Path::new(""), Duration::ZERO).ok()?;
+            // Another thread that asked at the same time worked out the same.
+            let _ = self.content.set(place.content);
+        }
+        self.content.get().map(|ranges| self.fs.local(ranges.iter().copied()))
+    }
+
+    fn walk(&self, below: &Path) -> Result<crate::fs::ReleasePlace, Complaint> {
+        let timeout = self.fs.deadline().saturating_duration_since(Instant::now());
+        walk(&self.swarm, self.release(), below, timeout).map_err(|error| {
+            let exit = match error {
+                crate::fs::WalkError::NoEntry { .. } => Exit::NoSuch,
+                crate::fs::WalkError::Unavailable(_) => Exit::Unreachable,
+                crate::fs::WalkError::Damaged { .. } | crate::fs::WalkError::Depth => {
+                    Exit::Unverified
+                }
+            };
+            Complaint::new(exit, error)
+        })
+    }
+
+    fn pin_name(&self, below: &Path) -> String {
+        let Release { track, version, .. } = self.release();
+        format!("{track}@{version}/{}", below.display())
+    }
+
+    /// The blocks without which the mount could not be made again offline.
+    fn metadata(&self) -> Vec<BlockRange> {
+        let mut ranges = self.release().metadata.clone();
+        ranges.push(self.record.blocks());
+        ranges.push(self.release().root_directory().node.blocks());
+        ranges
+    }
+}
+
+fn saved_quota(node: &Node) -> Option<u64> {
+    let bytes = match node.cache().load(QUOTA_STATE) {
+        Ok(bytes) => bytes?,
+        Err(error) => {
+            tracing::warn!(%error, "the cache's limit is lost; set it again");
+            return None;
+        }
+    };
+    std::str::from_utf8(&bytes).ok()?.parse().ok()
+}
+
+fn target_of(request: MountRequest) -> Result<Target, Complaint> {
+    let wrong = |error: &dyn std::fmt::Display| Complaint::usage(format_args!("{error}"));
+    let addresses = request.addresses.iter().map(|address| address.parse());
+    Ok(Target {
+        origin: request.origin.parse().map_err(|error| wrong(&error))?,
+        addresses: addresses
+            .collect::<Result<_, distd_core::manifest::SourceError>>()
+            .map_err(|error| wrong(&error))?,
+        track: request.track,
+        release: request.release,
+    })
+}
+
+/// The deadline of operations, kept below the kernel's own: that one ends the whole mount.
+fn clamped_timeout(options: &MountOptions) -> Duration {
+    let wanted = Duration::from_secs(options.timeout_s);
+    let Some(bound) = mount::kernel_timeout_s().map(Duration::from_secs) else { return wanted };
+    // The kernel counts in coarse steps, and an answer takes a moment after its deadline.
+    let safe = (bound * 3 / 4).max(Duration::from_secs(1)).min(bound);
+    if wanted > safe {
+        tracing::warn!(
+            "timeout={} s is above fs.fuse.max_request_timeout ({} s): {} s count",
+            wanted.as_secs(),
+            bound.as_secs(),
+            safe.as_secs()
+        );
+    }
+    wanted.min(safe)
+}
+
+/// The parts of `ranges` that lie in none of `others`; both sorted and merged.
+fn without(ranges: &[BlockRange], others: &[BlockRange]) -> Vec<BlockRange> {
+    let mut left = Vec::new();
+    for range in ranges {
+        let mut at = range.start.0;
+        for other in others.iter().filter(|other| !range.intersection(**other).is_empty()) {
+            if other.start.0 > at {
+                left.push(BlockRange::new(BlockIndex(at), other.start.0 - at));
+            }
+            at = at.max(other.end().0);
+        }
+        if at < range.end().0 {
+            left.push(BlockRange::new(BlockIndex(at), range.end().0 - at));
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn ranges() -> impl Strategy<Value = Vec<BlockRange>> {
+        proptest::collection::vec((0u64..60, 1u64..9), 0..12).prop_map(|list| {
+            let range = |(start, count)| BlockRange::new(BlockIndex(start), count);
+            merged(list.into_iter().map(range).collect())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_difference_of_ranges_is_that_of_sets(a in ranges(), b in ranges()) {
+            let set = |ranges: &[BlockRange]| -> BTreeSet<BlockIndex> {
+                ranges.iter().flat_map(|range| range.iter()).collect()
+            };
+            let expected: BTreeSet<_> = set(&a).difference(&set(&b)).copied().collect();
+            prop_assert_eq!(set(&without(&a, &b)), expected);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What commands say: JSON for programs, lines for people, errors for both.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use distd_core::unit::HumanBytes;
+use serde_json::{Value, json};
+use tracing_subscriber::EnvFilter;
+
+use crate::exit::Complaint;
+
+/// Begins to log to standard error; `DISTD_LOG` says what, in the words of tracing's filters.
+pub(crate) fn start(quiet: bool, verbose: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, false) => "info",
+        (false, true) => "debug",
+    };
+    let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let ansi = std::io::IsTerminal::is_terminal(&io::stderr());
+    // A second start changes nothing.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(ansi)
+        .with_target(false)
+        .try_init();
+}
+
+/// Prints an answer, as JSON or in words.
+pub(crate) fn print(json: bool, quiet: bool, answer: &Value, words: impl Fn(&Value) -> String) {
+    let text = if json { format!("{answer:#}") } else { words(answer) };
+    if json || (!quiet && !text.is_empty()) {
+        // Whoever closed the pipe wants no more.
+        let _ = writeln!(io::stdout(), "{}", text.trim_end());
+    }
+}
+
+/// Prints why a command failed.
+pub(crate) fn complain(program: &str, complaint: &Complaint, json: bool) {
+    let _ = writeln!(io::stderr(), "{program}: {}", complaint.message);
+    if json {
+        let error = json!({ "error": complaint.message, "exit": complaint.exit.code() });
+        let _ = writeln!(io::stdout(), "{error:#}");
+    }
+}
+
+pub(crate) fn mounted(answer: &Value) -> String {
+    let release = answer["release"].as_str().map(|release| format!(" ({release})"));
+    let (source, directory) = (text(&answer["source"]), text(&answer["directory"]));
+    format!("{source}{} is mounted on {directory}", release.unwrap_or_default())
+}
+
+pub(crate) fn pinned(answer: &Value) -> String {
+    let share = local_of(&answer["local_bytes"], &answer["total_bytes"]);
+    format!("pinned {} ({share} local)", text(&answer["pin"]))
+}
+
+pub(crate) fn unpinned(answer: &Value) -> String {
+    format!("unpinned {}", text(&answer["pin"]))
+}
+
+pub(crate) fn usage(usage: &Value) -> String {
+    let bound = usage["quota_bytes"].as_u64().map(|bytes| format!(" of {}", HumanBytes(bytes)));
+    format!(
+        "{}{} in use, {} left free of {} free on the disk",
+        bytes(&usage["allocated_bytes"]),
+        bound.unwrap_or_default(),
+        bytes(&usage["reserve_bytes"]),
+        bytes(&usage["disk_free_bytes"]),
+    )
+}
+
+pub(crate) fn status(status: &Value) -> String {
+    let mut lines = String::new();
+    let (node, cache) = (&status["node"], &status["cache"]);
+    let _ = writeln!(
+        lines,
+        "node {}, up {} s, on UDP {}",
+        node["pid"],
+        node["uptime_s"],
+        text(&node["listen"])
+    );
+    let _ = writeln!(lines, "cache {}: {}", text(&cache["directory"]), usage(&cache["usage"]));
+    let _ = writeln!(
+        lines,
+        "fetched {} of metadata, {} of content; answered from the cache {}",
+        bytes(&status["fetched_metadata_bytes"]),
+        bytes(&status["fetched_data_bytes"]),
+        bytes(&status["local_bytes"])
+    );
+    for mount in list(&status["mounts"]) {
+        let content = &mount["content"];
+        let share = match content {
+            Value::Null => format!("{} in all", bytes(&mount["release_bytes"])),
+            _ => format!("{} local", local_of(&content["local"], &content["total"])),
+        };
+        let _ = writeln!(lines, "mount {}, {share}", mounted(mount));
+    }
+    for swarm in list(&status["swarms"]) {
+        let stale = if swarm["stale"] == true { ", STALE" } else { "" };
+        let _ = writeln!(
+            lines,
+            "origin {}: log of {} MiB, {} peers{stale}",
+            text(&swarm["origin"]),
+            swarm["head_munros"],
+            list(&swarm["peers"]).count()
+        );
+        if let Some(problem) = swarm["problem"].as_str() {
+            let _ = writeln!(lines, "  refused: {problem}");
+        }
+        let _ = write!(lines, "{}", peers(&swarm["peers"]));
+    }
+    for pin in list(&cache["pins"]) {
+        let _ = writeln!(lines, "pinned {}", text(pin));
+    }
+    lines
+}
+
+pub(crate) fn peers(peers: &Value) -> String {
+    let mut lines = String::new();
+    for peer in list(peers) {
+        let rtt = peer["rtt_us"].as_u64().map(|us| format!(", {:.1} ms", us as f64 / 1000.0));
+        let _ = writeln!(
+            lines,
+            "  peer {}: {}{}, received {}, sent {}",
+            text(&peer["address"]),
+            text(&peer["state"]),
+            rtt.unwrap_or_default(),
+            bytes(&peer["received_bytes"]),
+            bytes(&peer["sent_bytes"])
+        );
+    }
+    lines
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn bytes(value: &Value) -> HumanBytes {
+    HumanBytes(value.as_u64().unwrap_or(0))
+}
+
+fn local_of(local: &Value, total: &Value) -> String {
+    format!("{} of {}", bytes(local), bytes(total))
+}
