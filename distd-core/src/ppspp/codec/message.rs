@@ -275,12 +275,7 @@ impl<'a> Message<'a> {
             MessageType::Miss => Self::Miss(read_range(reader, profile)?),
             MessageType::Want => read_want(reader, profile)?,
             MessageType::HaveMap => read_have_map(reader)?,
-            MessageType::Handshake => {
-                let source = ChannelId(reader.u32()?);
-                let handshake = Handshake { source, options: Options::read(reader)? };
-                handshake.check()?;
-                Self::Handshake(handshake)
-            }
+            MessageType::Handshake => return read_handshake(reader),
             MessageType::Choke => Self::Choke,
             MessageType::Unchoke => Self::Unchoke,
             MessageType::PexReq => Self::PexReq,
@@ -401,6 +396,16 @@ impl<'a> Message<'a> {
         }
         Ok(())
     }
+}
+
+/// Apart from the rest and unlikely: the options would make every other message slower to read.
+#[cold]
+#[inline(never)]
+fn read_handshake<'a>(reader: &mut Reader<'a>) -> Result<Message<'a>, Fault> {
+    let source = ChannelId(reader.u32()?);
+    let handshake = Handshake { source, options: Options::read(reader)? };
+    handshake.check()?;
+    Ok(Message::Handshake(handshake))
 }
 
 /// RFC 7574 8.6: the chunk specification, a timestamp, and the actual chunk: the rest of the
