@@ -1,5 +1,6 @@
 //! A channel: the link to one peer in one swarm (RFC 7574 §3.11), and the table of all of them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,8 @@ pub(super) struct Channel {
     pub(super) traffic: Traffic,
     pub(super) flags: Flags,
     pub(super) armed: Option<Instant>,
+    /// Its timer does not fire again before this: whatever is due, it cannot keep a core busy.
+    pub(super) rest_until: Instant,
 }
 
 /// What went over a channel, and when.
@@ -121,6 +124,7 @@ impl Channel {
             },
             flags: Flags::default(),
             armed: None,
+            rest_until: now,
         }
     }
 
@@ -132,6 +136,12 @@ impl Channel {
     /// Whether the peer understands messages of this type.
     pub(super) fn understands(&self, kind: MessageType) -> bool {
         self.messages.contains(kind)
+    }
+
+    /// A round trip of the handshake.
+    pub(super) fn on_round_trip(&mut self, now: Instant, sample: Duration) {
+        self.rtt.sample(now, sample);
+        self.serve.controller.on_round_trip(now, sample);
     }
 
     /// Counts what goes out.
@@ -207,6 +217,8 @@ impl Channel {
 pub(super) struct Channels {
     slots: Vec<Option<Box<Channel>>>,
     free: Vec<u32>,
+    /// The channels that others opened: one for each address and swarm.
+    inbound: BTreeMap<(SwarmKey, SocketAddr), ChannelIndex>,
 }
 
 impl Channels {
@@ -219,19 +231,37 @@ impl Channels {
     }
 
     pub(super) fn insert(&mut self, channel: Channel) -> ChannelIndex {
-        let channel = Some(Box::new(channel));
-        if let Some(free) = self.free.pop() {
-            self.slots[free as usize] = channel;
-            return ChannelIndex(free);
+        let inbound = (!channel.outbound).then_some((channel.swarm, channel.address));
+        let slot = self.free.pop().map_or(self.slots.len(), |free| free as usize);
+        if slot == self.slots.len() {
+            self.slots.push(None);
         }
-        self.slots.push(channel);
-        ChannelIndex(self.slots.len() as u32 - 1)
+        self.slots[slot] = Some(Box::new(channel));
+        let index = ChannelIndex(slot as u32);
+        if let Some(key) = inbound {
+            self.inbound.insert(key, index);
+        }
+        index
     }
 
     pub(super) fn remove(&mut self, index: ChannelIndex) -> Option<Channel> {
         let channel = self.slots.get_mut(index.0 as usize)?.take()?;
         self.free.push(index.0);
+        let key = (channel.swarm, channel.address);
+        if self.inbound.get(&key) == Some(&index) {
+            self.inbound.remove(&key);
+        }
         Some(*channel)
+    }
+
+    /// The channel that this address opened.
+    pub(super) fn inbound(&self, swarm: SwarmKey, address: SocketAddr) -> Option<&Channel> {
+        self.get(*self.inbound.get(&(swarm, address))?)
+    }
+
+    /// Channels that others opened.
+    pub(super) fn inbound_count(&self) -> usize {
+        self.inbound.len()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (ChannelIndex, &Channel)> {

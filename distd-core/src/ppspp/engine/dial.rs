@@ -110,16 +110,12 @@ impl Engine {
         let id = options.swarm_id?.try_into().ok().map(crate::keys::SwarmId)?;
         let key = *self.by_swarm_id.get(&id)?;
         let messages = handshake::check(&options, &id, true)?;
-        let inbound = self.channels.iter().filter(|(_, channel)| !channel.outbound);
-        let mut inbound_count = 0;
-        for (_, channel) in inbound {
-            inbound_count += 1;
-            if channel.address == from && channel.swarm == key && channel.remote == remote {
-                // Datagram 1 came late and twice: the channel exists.
-                return Some(());
-            }
+        let open = self.channels.inbound(key, from);
+        if open.is_some_and(|channel| channel.remote == remote) {
+            // Datagram 1 came late and twice: the channel exists.
+            return Some(());
         }
-        if inbound_count >= CHANNELS_INBOUND_MAX {
+        if open.is_none() && self.channels.inbound_count() >= CHANNELS_INBOUND_MAX {
             return None;
         }
         let known = self.half_open.find(now, from, key).filter(|entry| entry.remote == remote);
@@ -151,7 +147,7 @@ impl Engine {
     ) -> Option<ChannelIndex> {
         let entry = self.half_open.take(now, local, from)?;
         let mut channel = Channel::new(now, entry.swarm, from, local, false);
-        channel.rtt.sample(now, now.saturating_duration_since(entry.since));
+        channel.on_round_trip(now, now.saturating_duration_since(entry.since));
         let index = self.channels.insert(channel);
         self.by_channel_id.insert(local, index);
         self.open(now, index, entry.remote, entry.messages, State::Open);
@@ -171,7 +167,7 @@ impl Engine {
         let Some(messages) = handshake::check(options, &swarm.id, false) else { return false };
         let (count, at) = channel.traffic.greetings;
         if count == 1 {
-            channel.rtt.sample(now, now.saturating_duration_since(at));
+            channel.on_round_trip(now, now.saturating_duration_since(at));
         }
         channel.traffic.greetings = (1, now);
         self.open(now, index, handshake.source, messages, State::Unconfirmed);

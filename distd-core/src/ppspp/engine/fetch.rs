@@ -257,6 +257,25 @@ impl Ledger {
         }
     }
 
+    /// Nobody has all of this run, but somebody has some of it: its halves go their own ways.
+    pub(super) fn split(&mut self, place: Place) {
+        let (_, ticket, first) = place;
+        self.pending.remove(&place);
+        let Some(run) = self.runs.remove(&first) else { return };
+        for id in &run.waiters {
+            if let Some(fetch) = self.fetches.get_mut(id) {
+                fetch.runs += 1;
+            }
+        }
+        for bin in [run.bin.left(), run.bin.right()].into_iter().flatten() {
+            let first = bin.chunks().start.0;
+            let (class, deadline, avoid) = (run.class, run.deadline, run.avoid.clone());
+            let (waiters, sources) = (run.waiters.clone(), Vec::new());
+            self.runs.insert(first, Run { bin, class, deadline, waiters, sources, avoid, ticket });
+            self.pending.insert((class, ticket, first));
+        }
+    }
+
     /// Nobody has this run: it waits for news.
     pub(super) fn park(&mut self, place: Place) {
         self.pending.remove(&place);

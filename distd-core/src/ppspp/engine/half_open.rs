@@ -4,7 +4,7 @@
 //! it. A flood of datagrams 1 pushes out its own entries: the table is full of them, and the one
 //! that gives way is drawn by lot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -55,6 +55,8 @@ pub(super) struct HalfOpenTable {
     by_local: BTreeMap<u32, usize>,
     by_remote: BTreeMap<(SocketAddr, SwarmKey), usize>,
     by_prefix: BTreeMap<Prefix, u16>,
+    /// In order of age; entries that were taken or pushed out are skipped.
+    order: VecDeque<(Instant, u32)>,
 }
 
 impl HalfOpenTable {
@@ -80,26 +82,20 @@ impl HalfOpenTable {
         if let Some(slot) = self.by_remote.get(&(entry.address, entry.swarm)) {
             self.remove(*slot);
         }
+        self.expire(entry.since);
         let prefix = Prefix::of(&entry.address);
-        let expires = |table: &Self, old: &HalfOpen| {
-            !Self::lives(old, entry.since) && table.by_local.contains_key(&old.local.0)
-        };
         if self.by_prefix.get(&prefix).is_some_and(|count| *count >= HALF_OPEN_PER_PREFIX_MAX) {
-            // A network's own old entries make room for its new ones, before it is refused.
-            let old = self
-                .slots
-                .iter()
-                .position(|old| Prefix::of(&old.address) == prefix && expires(self, old));
-            match old {
-                Some(slot) => self.remove(slot),
-                None => return false,
-            }
+            return false;
         }
         if self.slots.len() >= HALF_OPEN_MAX {
-            let old = self.slots.iter().position(|old| expires(self, old));
-            let slot = old.unwrap_or_else(|| rng.random_range(0..self.slots.len()));
+            let slot = rng.random_range(0..self.slots.len());
             self.remove(slot);
         }
+        if self.order.len() >= 2 * HALF_OPEN_MAX {
+            let by_local = &self.by_local;
+            self.order.retain(|(_, local)| by_local.contains_key(local));
+        }
+        self.order.push_back((entry.since, entry.local.0));
         *self.by_prefix.entry(prefix).or_default() += 1;
         self.by_local.insert(entry.local.0, self.slots.len());
         self.by_remote.insert((entry.address, entry.swarm), self.slots.len());
@@ -130,6 +126,20 @@ impl HalfOpenTable {
     /// Entries, expired ones included.
     pub(super) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Drops the entries that are too old.
+    fn expire(&mut self, now: Instant) {
+        while let Some((since, local)) = self.order.front().copied() {
+            let slot = self.by_local.get(&local).copied();
+            if slot.is_some() && now.saturating_duration_since(since) < HALF_OPEN_LIFE {
+                break;
+            }
+            self.order.pop_front();
+            if let Some(slot) = slot {
+                self.remove(slot);
+            }
+        }
     }
 
     fn lives(entry: &HalfOpen, now: Instant) -> bool {

@@ -7,7 +7,7 @@ use crate::ppspp::codec::{ChannelId, Message, WireProfile, decode, destination};
 
 use super::channel::{ChannelIndex, State};
 use super::event::{DownReason, FetchError, SwarmKey};
-use super::limits::EVENTS_MAX;
+use super::limits::{EVENTS_MAX, REDIAL_AFTER};
 use super::picker::has_other_source;
 use super::receive::Receive;
 use super::timers::Timer;
@@ -17,6 +17,8 @@ use super::{DiskId, DiskRequest, Engine};
 const BAD_MAX: u32 = 16;
 /// Least time that a piece stays unacknowledged before it counts as lost.
 const SENT_LIFE_MIN: std::time::Duration = std::time::Duration::from_secs(1);
+/// Least time between two runs of a channel's timer.
+const TIMER_REST: std::time::Duration = std::time::Duration::from_micros(500);
 
 impl Engine {
     /// A datagram arrived.
@@ -149,16 +151,15 @@ impl Engine {
     /// Asks the disk for what is to be sent next on a channel.
     pub(super) fn read_ahead(&mut self, index: ChannelIndex) {
         let Some(channel) = self.channels.get_mut(index) else { return };
-        let Some(swarm) = self.swarms.get(&channel.swarm) else { return };
+        let Some(swarm) = self.swarms.get_mut(&channel.swarm) else { return };
+        swarm.counters.losses += std::mem::take(&mut channel.serve.losses);
         loop {
-            let now = channel.traffic.heard_at;
             let left = self.config.read_bytes_max.saturating_sub(self.read_bytes);
             // A quarter is kept for reads that somebody waits for.
             let background = left.saturating_sub(self.config.read_bytes_max / 4);
             let id = DiskId(self.next_read);
             let before = channel.serve.read_bytes();
-            let bin =
-                channel.serve.next_read(now, &swarm.held, [left, background], id, &channel.rtt);
+            let bin = channel.serve.next_read(&swarm.held, [left, background], id);
             self.read_bytes = self.read_bytes - before + channel.serve.read_bytes();
             let Some(bin) = bin else { break };
             self.next_read += 1;
@@ -190,6 +191,7 @@ impl Engine {
                 Timer::Channel(index) => {
                     if let Some(channel) = self.channels.get_mut(index) {
                         channel.armed = None;
+                        channel.rest_until = now + TIMER_REST;
                         self.on_channel_timer(now, index);
                     }
                 }
@@ -216,10 +218,8 @@ impl Engine {
         }
         channel.serve.choked_until(now);
         let life = (channel.rtt.smoothed() * 8).max(SENT_LIFE_MIN);
-        if let Some(since) = now.checked_sub(life)
-            && channel.serve.sent.expire(since)
-        {
-            channel.serve.window.on_loss(now, &channel.rtt);
+        if let Some(since) = now.checked_sub(life) {
+            channel.serve.expire(now, since);
         }
         self.mark_control(index);
         self.mark_serving(index);
@@ -231,13 +231,13 @@ impl Engine {
         let Some(channel) = self.channels.get_mut(index) else { return };
         let (key, address) = (channel.swarm, channel.address);
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
-        let before = channel.source.is_silent();
         let overdue = channel.source.overdue(now, &channel.rtt);
         swarm.counters.rerequested_runs += overdue.again;
         let hedges = channel.source.hedges(now);
         swarm.dirty |= !hedges.is_empty();
         swarm.ledger.hedges.extend(hedges);
         let silent = channel.source.is_silent();
+        let silence = channel.silence(now);
         let mut moving = channel.source.hashless();
         if silent && overdue.late {
             moving.extend(channel.source.flights());
@@ -253,7 +253,7 @@ impl Engine {
         }
         // A peer that restarted does not know the channel: it is greeted anew beside the old one.
         let link = swarm.links.get_mut(&address).filter(|link| link.channel == Some(index));
-        let redial = silent && !before && link.is_some();
+        let redial = silent && silence >= REDIAL_AFTER && link.is_some();
         if swarm.dirty {
             self.mark_dirty(key);
         }
@@ -269,6 +269,7 @@ impl Engine {
             channel.flags.touched = false;
             let next = self.next_deadline(index);
             let (Some(at), Some(channel)) = (next, self.channels.get_mut(index)) else { continue };
+            let at = at.max(channel.rest_until);
             self.timers.arm(Timer::Channel(index), at, &mut channel.armed);
         }
         self.timers.next()
@@ -283,8 +284,6 @@ impl Engine {
         let swarm = self.swarms.get(&channel.swarm)?;
         let heard = channel.traffic.heard_at;
         let life = (channel.rtt.smoothed() * 8).max(SENT_LIFE_MIN);
-        let pacing =
-            channel.serve.ready().and_then(|_| channel.serve.window.refill_at(&channel.rtt));
         [
             greet,
             Some(channel.keep_alive_at()),
@@ -292,7 +291,7 @@ impl Engine {
             channel.source.deadline(&channel.rtt),
             channel.serve.choked_until(heard),
             channel.serve.sent.oldest().map(|at| at + life),
-            pacing,
+            channel.serve.paced_until,
             channel.told.news_at,
             channel.told.munro_at(heard, swarm.newest.as_ref()),
         ]

@@ -29,11 +29,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
 pub const DEAD_AFTER: Duration = Duration::from_secs(180);
 /// Datagrams sent in vain before a peer counts as dead (RFC 7574 §3.12).
 pub const DEAD_SENT_MIN: u32 = 3;
-/// An outbound channel whose requests go unanswered is dialled afresh after this silence: the peer
-/// may have restarted and know the channel no more.
-pub const REDIAL_AFTER: Duration = Duration::from_secs(2);
-/// A channel from the same address that was silent for this long gives way to a new one.
-pub const SUPERSEDED_AFTER: Duration = Duration::from_secs(5);
+/// A peer whose requests go unanswered is dialled afresh after this silence: it may have restarted
+/// and know the channel no more.
+pub const REDIAL_AFTER: Duration = Duration::from_millis(250);
 /// How long an address that lied is not talked to.
 pub const BAN: Duration = Duration::from_secs(600);
 /// Banned addresses remembered; beyond, the oldest ban ends early.

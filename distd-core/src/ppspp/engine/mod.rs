@@ -19,7 +19,7 @@
 //! | `channel`, `swarm`, `timers`, `rtt` | what is kept of a peer, a log, the time |
 //! | `receive` | what each message does |
 //! | `fetch`, `picker`, `source`, `offered` | what is wanted, of whom, and what is there of it |
-//! | `serve`, `known`, `sent`, `window` | what a peer asked for, has, and may be sent |
+//! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
 //! | `announce`, `transmit`, `writer` | what is said, and in which datagrams |
 
 mod announce;
@@ -45,7 +45,6 @@ mod swarm;
 mod tests;
 mod timers;
 mod transmit;
-mod window;
 mod writer;
 
 use std::collections::{BTreeMap, VecDeque};

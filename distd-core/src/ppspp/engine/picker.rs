@@ -9,6 +9,8 @@ use std::cmp::Ordering;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::limits::BLOCK_LAYER;
+
 use super::channel::{ChannelIndex, Channels};
 use super::event::Class;
 use super::fetch::Place;
@@ -97,6 +99,12 @@ fn assign_pending(
                 asked.push(index);
             }
             Choice::Full => misses += 1,
+            Choice::Parts => {
+                misses += 1;
+                swarm.ledger.split(place);
+                // The halves keep the ticket: look at both.
+                after = Some((place.0, place.1.saturating_sub(1), u64::MAX));
+            }
             Choice::Nobody => {
                 misses += 1;
                 swarm.ledger.park(place);
@@ -181,7 +189,9 @@ enum Choice {
     Source(ChannelIndex, SocketAddr),
     /// Somebody has it, and has no room for another request.
     Full,
-    /// No open channel has it.
+    /// Nobody has all of it, somebody has some of it.
+    Parts,
+    /// No open channel has any of it.
     Nobody,
 }
 
@@ -191,11 +201,15 @@ type Merit = (bool, bool, Duration, u64);
 fn choose(swarm: &Swarm, channels: &Channels, first: u64) -> Choice {
     let Some(run) = swarm.ledger.run(first) else { return Choice::Nobody };
     let mut best: Option<(Merit, ChannelIndex, SocketAddr)> = None;
-    let mut somebody = false;
+    let (mut somebody, mut parts) = (false, false);
     for index in &swarm.members {
         let Some(channel) = channels.get(*index) else { continue };
         let source = &channel.source;
-        if source.choked || run.sources.contains(index) || !source.has(run.bin) {
+        if source.choked || run.sources.contains(index) {
+            continue;
+        }
+        if !source.has(run.bin) {
+            parts |= source.has_some(run.bin);
             continue;
         }
         somebody = true;
@@ -217,6 +231,7 @@ fn choose(swarm: &Swarm, channels: &Channels, first: u64) -> Choice {
     match best {
         Some((_, index, address)) => Choice::Source(index, address),
         None if somebody => Choice::Full,
+        None if parts && run.bin.layer() > BLOCK_LAYER => Choice::Parts,
         None => Choice::Nobody,
     }
 }

@@ -43,7 +43,7 @@ impl Receive<'_> {
             Message::SignedIntegrity { chunks, time, signature } => {
                 return self.on_signed(chunks, time, signature);
             }
-            Message::Ack { chunks, .. } => self.on_ack(chunks),
+            Message::Ack { chunks, delay_us } => self.on_ack(chunks, delay_us),
             Message::Have(chunks) => self.on_have(chunks),
             Message::HaveMap { munro, granules } => self.on_have_map(munro, granules),
             Message::Request(chunks) => self.on_request(chunks, Class::Background),
@@ -126,6 +126,7 @@ impl Receive<'_> {
             }
             let Some((bin, bytes)) = self.channel.source.bytes_of(first) else { continue };
             let Some(munro) = bin.munro() else { continue };
+            self.swarm.trust_newest(munro);
             let Some(tree) = self.swarm.trees.get_mut(&munro) else {
                 self.channel.source.wait_for_hash(first, bytes, munro.bin());
                 continue;
@@ -273,15 +274,13 @@ impl Receive<'_> {
         }
     }
 
-    fn on_ack(&mut self, chunks: ChunkRange) {
+    fn on_ack(&mut self, chunks: ChunkRange, delay_us: u64) {
         let channel = &mut *self.channel;
-        let in_flight = channel.serve.sent.in_flight();
-        let acked = channel.serve.sent.acknowledge(self.now, chunks);
+        let acked = channel.serve.on_ack(self.now, chunks, delay_us);
         if let Some(rtt) = acked.rtt {
             channel.rtt.sample(self.now, rtt);
         }
         if acked.bytes > 0 {
-            channel.serve.window.on_ack(acked.bytes, in_flight);
             channel.told.on_reached(chunks);
         }
     }

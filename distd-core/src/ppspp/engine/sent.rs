@@ -46,13 +46,12 @@ impl Sent {
         self.pieces.len()
     }
 
-    /// `chunks` go out now, in `bytes` bytes.
-    pub(super) fn push(&mut self, now: Instant, chunks: ChunkRange, bytes: u64, again: bool) {
-        let piece = Piece { end: chunks.end.0, bytes, sent_at: now, again };
+    /// The first of `chunks` go out now; [`Self::add`] counts the bytes as they go.
+    pub(super) fn push(&mut self, now: Instant, chunks: ChunkRange, again: bool) {
+        let piece = Piece { end: chunks.end.0, bytes: 0, sent_at: now, again };
         if let Some(before) = self.pieces.insert(chunks.start.0, piece) {
             self.in_flight -= before.bytes;
         }
-        self.in_flight += bytes;
         // Acknowledged entries leave here, so that the queue stays as short as the table.
         while let Some((at, first)) = self.order.front()
             && self.pieces.get(first).is_none_or(|piece| piece.sent_at != *at)
@@ -60,6 +59,14 @@ impl Sent {
             self.order.pop_front();
         }
         self.order.push_back((now, chunks.start.0));
+    }
+
+    /// `bytes` more of the piece that begins with chunk `first` went out.
+    pub(super) fn add(&mut self, first: u64, bytes: u64) {
+        if let Some(piece) = self.pieces.get_mut(&first) {
+            piece.bytes += bytes;
+            self.in_flight += bytes;
+        }
     }
 
     /// An ACK of `chunks`: pieces that lie wholly within are no longer under way.
@@ -84,8 +91,9 @@ impl Sent {
         acked
     }
 
-    /// `chunks` are asked for again: what is under way of them is lost. Whether anything was.
-    pub(super) fn lose(&mut self, chunks: ChunkRange) -> bool {
+    /// `chunks` are asked for again: what is under way of them is lost. When the newest of that was
+    /// sent.
+    pub(super) fn lose(&mut self, chunks: ChunkRange) -> Option<Instant> {
         let granule = 1 << crate::limits::GRANULE_LAYER;
         let from = chunks.start.0 - chunks.start.0 % granule;
         let overlapping: Vec<u64> = self
@@ -94,10 +102,8 @@ impl Sent {
             .filter(|(_, piece)| piece.end > chunks.start.0)
             .map(|(first, _)| *first)
             .collect();
-        for first in &overlapping {
-            self.forget(*first);
-        }
-        !overlapping.is_empty()
+        let lost = overlapping.iter().filter_map(|first| self.forget(*first));
+        lost.map(|piece| piece.sent_at).max()
     }
 
     /// Gives up pieces that were sent before `since`; whether there were any.
@@ -122,9 +128,9 @@ impl Sent {
         if self.pieces.is_empty() { None } else { self.order.front().map(|(at, _)| *at) }
     }
 
-    fn forget(&mut self, first: u64) {
-        if let Some(piece) = self.pieces.remove(&first) {
-            self.in_flight -= piece.bytes;
-        }
+    fn forget(&mut self, first: u64) -> Option<Piece> {
+        let piece = self.pieces.remove(&first)?;
+        self.in_flight -= piece.bytes;
+        Some(piece)
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use crate::congestion::{self, Controller};
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
 use crate::ppspp::codec::{ChannelId, Message, WireProfile};
 use crate::tree::VerifiedRun;
@@ -19,9 +20,7 @@ use super::limits::{
     BATCH_SEGMENTS, CHOKE, DATA_DATAGRAM_BYTES, MISSES_MAX, READ_BYTES_PER_CHANNEL_MAX,
     READ_LAYER_MAX, REQUESTED_BYTES_MAX, REQUESTED_RANGES_MAX, SENT_RUNS_MAX,
 };
-use super::rtt::Rtt;
-use super::sent::Sent;
-use super::window::Window;
+use super::sent::{Acked, Sent};
 use super::writer::Writer;
 
 /// Least that is read ahead for a peer, in bytes.
@@ -29,13 +28,20 @@ const READ_AHEAD_MIN: u64 = 64 << 10;
 /// What waited runs may exceed the read-ahead by, in bytes.
 const WAITED_AHEAD: u64 = 256 << 10;
 
+/// What pacing saves up before sending goes on.
+const PACED_BYTES: u64 = 16 * congestion::SEGMENT_BYTES;
+
 /// A peer that is served.
 #[derive(Debug)]
 pub(super) struct Serve {
     lanes: [Lane; 2],
     known: Known,
     pub(super) sent: Sent,
-    pub(super) window: Window,
+    pub(super) controller: Controller,
+    /// When pacing lets more out, if it is what holds sending up.
+    pub(super) paced_until: Option<Instant>,
+    /// Losses that the window has answered.
+    pub(super) losses: u64,
     /// Ranges to answer with MISS.
     pub(super) misses: Vec<ChunkRange>,
     /// CHOKE (`true`) or UNCHOKE is to be said.
@@ -48,7 +54,9 @@ pub(super) struct Serve {
 /// What was asked for in one class.
 #[derive(Debug, Default)]
 struct Lane {
-    /// In order of arrival. Parts that are not `queued` (any more) are skipped.
+    /// In order of arrival; what was sent before goes first, because the rest of its granule is
+    /// there already. Parts that are not `queued` (any more) are skipped.
+    again: VecDeque<ChunkRange>,
     ranges: VecDeque<ChunkRange>,
     /// Chunks asked for and not yet being read.
     queued: IntervalSet,
@@ -90,7 +98,9 @@ impl Serve {
             lanes: [Lane::default(), Lane::default()],
             known: Known::default(),
             sent: Sent::default(),
-            window: Window::new(now),
+            controller: Controller::new(now),
+            paced_until: None,
+            losses: 0,
             misses: Vec::new(),
             choke: None,
             choked_until: None,
@@ -111,9 +121,15 @@ impl Serve {
         if class == Class::Waited {
             self.lanes[Class::Background.index()].forget(chunks);
         }
-        self.lanes[class.index()].push(chunks);
+        // The receiver has noticed a loss: what is under way of these chunks is not coming.
+        let lost = self.sent.lose(chunks);
+        if let Some(sent_at) = lost {
+            self.losses += u64::from(self.controller.on_loss(now, sent_at));
+        }
+        self.lanes[class.index()].push(chunks, lost.is_some());
         let queued: u64 = self.lanes.iter().map(|lane| lane.queued_chunks).sum();
-        let ranges: usize = self.lanes.iter().map(|lane| lane.ranges.len()).sum();
+        let ranges: usize =
+            self.lanes.iter().map(|lane| lane.ranges.len() + lane.again.len()).sum();
         if queued > REQUESTED_BYTES_MAX / CHUNK_BYTES || ranges > REQUESTED_RANGES_MAX {
             self.drop_requests();
             self.choked_until = Some(now + CHOKE);
@@ -124,6 +140,8 @@ impl Serve {
     /// CANCEL: an unknown one is ignored (RFC 7574 §12.6.7).
     pub(super) fn on_cancel(&mut self, chunks: ChunkRange) {
         self.lanes.iter_mut().for_each(|lane| lane.forget(chunks));
+        // What is under way of them will not be acknowledged, and is no loss either.
+        self.sent.lose(chunks);
     }
 
     /// Forgets everything that was asked for.
@@ -167,13 +185,12 @@ impl Serve {
     /// The next bin to read, within `budget` bytes for each class; what is not `held` becomes a MISS.
     pub(super) fn next_read(
         &mut self,
-        now: Instant,
         held: &IntervalSet,
         budget: [u64; 2],
         id: DiskId,
-        rtt: &Rtt,
     ) -> Option<Bin> {
-        let ahead = (self.window.bytes() * 2).clamp(READ_AHEAD_MIN, READ_BYTES_PER_CHANNEL_MAX);
+        let window = self.controller.window_bytes(true);
+        let ahead = (window * 2).clamp(READ_AHEAD_MIN, READ_BYTES_PER_CHANNEL_MAX);
         for class in [Class::Waited, Class::Background] {
             let lane = &mut self.lanes[class.index()];
             if let Some(read) =
@@ -186,17 +203,51 @@ impl Serve {
             let ahead = if class == Class::Waited { ahead + WAITED_AHEAD } else { ahead };
             let room = ahead.saturating_sub(self.read_bytes).min(budget[class.index()]);
             let Some((bin, chunks)) = lane.cut(held, room, &mut self.misses) else { continue };
-            let lost = self.sent.lose(chunks);
-            if lost {
-                self.window.on_loss(now, rtt);
-            }
-            let again = self.known.sent_before(bin) || lost;
+            let again = self.known.sent_before(bin);
             let (next, state) = (chunks.start.0, ReadState::Reading(id));
             lane.reads.push_back(Read { bin, chunks, next, again, state });
             self.read_bytes += bin.byte_len();
             return Some(bin);
         }
         None
+    }
+
+    /// What was sent before `since` and is not acknowledged is lost.
+    pub(super) fn expire(&mut self, now: Instant, since: Instant) {
+        if self.sent.expire(since) {
+            self.losses += 1;
+            self.controller.on_timeout(now);
+        }
+    }
+
+    /// An ACK (RFC 7574 §12.6.4: it counts only for what was sent). Whether it did.
+    pub(super) fn on_ack(&mut self, now: Instant, chunks: ChunkRange, delay_us: u64) -> Acked {
+        let in_flight = self.sent.in_flight();
+        let acked = self.sent.acknowledge(now, chunks);
+        if acked.bytes > 0 {
+            // A retransmission gives no sample: nobody knows which copy is acknowledged.
+            let (bytes, rtt) = (acked.bytes, acked.rtt);
+            let delay_us = rtt.map(|_| delay_us);
+            self.controller.on_ack(now, congestion::Acked { bytes, in_flight, rtt, delay_us });
+        }
+        acked
+    }
+
+    /// Bytes that may go out now, in data of `class`. A piece that was begun is always finished:
+    /// only whole pieces are acknowledged, so that a window smaller than one would wait for ever.
+    pub(super) fn allowance(&mut self, now: Instant, class: Class) -> u64 {
+        let waited = class == Class::Waited;
+        let in_flight = self.sent.in_flight();
+        let allowed = self.controller.allowance(now, in_flight, waited);
+        self.paced_until = None;
+        if allowed >= congestion::SEGMENT_BYTES {
+            return allowed;
+        }
+        let begun = self.lanes[class.index()].begun() * congestion::SEGMENT_BYTES;
+        if begun == 0 && self.controller.window_bytes(waited) > in_flight {
+            self.paced_until = self.controller.paced_until(now, PACED_BYTES);
+        }
+        begun
     }
 
     /// The disk's answer. A large bin that is not there whole is tried granule by granule; a small
@@ -257,8 +308,7 @@ impl Serve {
                 for (bin, hash) in &proof.uncles {
                     proofs.push(&Message::Integrity { chunks: bin.chunks(), hash: &hash.0 });
                 }
-                let bytes = chunks.count() * DATA_DATAGRAM_BYTES as u64;
-                self.sent.push(now, chunks, bytes, read.again);
+                self.sent.push(now, chunks, read.again);
             }
             if batch.data.capacity() == 0 {
                 let whole = read.chunks.end.0 - read.next;
@@ -268,7 +318,9 @@ impl Serve {
             let Some(read) = lane.reads.front_mut() else { break };
             let ReadState::Ready(run) = &read.state else { break };
             let end = chunks.end.0.min(read.next + left as u64);
-            left -= (end - read.next) as usize;
+            let count = (end - read.next) as usize;
+            left -= count;
+            self.sent.add(chunks.start.0, (count * DATA_DATAGRAM_BYTES) as u64);
             let base = read.bin.chunks().start.0;
             for chunk in read.next..end {
                 let at = ((chunk - base) * CHUNK_BYTES) as usize;
@@ -283,19 +335,20 @@ impl Serve {
         }
         batch.proofs = proofs.finish();
         let bytes = batch.data.len() + batch.proofs.iter().map(Vec::len).sum::<usize>();
-        self.window.on_sent(bytes as u64);
+        self.controller.on_sent(now, bytes as u64);
         batch
     }
 }
 
 impl Lane {
     /// Queues what is not queued yet.
-    fn push(&mut self, chunks: ChunkRange) {
+    fn push(&mut self, chunks: ChunkRange, again: bool) {
         let (mut at, end) = (chunks.start.0, chunks.end.0);
         while at < end {
             let (known, until) = self.queued.first_within(at, end).unwrap_or((end, end));
             if let Some(fresh) = ChunkRange::new(at, known) {
-                self.ranges.push_back(fresh);
+                let queue = if again { &mut self.again } else { &mut self.ranges };
+                queue.push_back(fresh);
                 self.queued_chunks += fresh.count();
                 self.queued.insert(at, known);
             }
@@ -310,6 +363,14 @@ impl Lane {
         }
     }
 
+    /// Chunks that are left of the piece in front, if some of it was sent.
+    fn begun(&self) -> u64 {
+        let Some(read) = self.reads.front() else { return 0 };
+        let granule = Bin::new(0, read.next).ancestor(GRANULE_LAYER).chunks();
+        let begun = read.next > read.chunks.start.0.max(granule.start.0);
+        if begun { read.chunks.end.0.min(granule.end.0) - read.next } else { 0 }
+    }
+
     fn is_reading(&self, chunks: ChunkRange) -> bool {
         self.reads.iter().any(|read| read.chunks.contains(chunks) && read.next <= chunks.start.0)
     }
@@ -322,9 +383,10 @@ impl Lane {
         misses: &mut Vec<ChunkRange>,
     ) -> Option<(Bin, ChunkRange)> {
         loop {
-            let front = *self.ranges.front()?;
+            let queue = if self.again.is_empty() { &mut self.ranges } else { &mut self.again };
+            let front = *queue.front()?;
             let Some((start, end)) = self.queued.first_within(front.start.0, front.end.0) else {
-                self.ranges.pop_front();
+                queue.pop_front();
                 continue;
             };
             let block = start >> BLOCK_LAYER;

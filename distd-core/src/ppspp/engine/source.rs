@@ -3,12 +3,12 @@
 //! A **flight** is a run asked of this peer. Its chunks are collected in one buffer, so that the
 //! run is verified as a whole and a lie has one author. A peer serves each class in the order in
 //! which it was asked; so each flight has a place in its **lane**, and a hole that later data has
-//! overtaken is a loss.
+//! overtaken is a loss. What is asked for again has lanes of its own, for a sender puts it first.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::limits::{CHUNK_BYTES, GRANULE_LAYER};
+use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
 use crate::unit::{Bin, ChunkRange};
 
 use super::event::Class;
@@ -48,7 +48,7 @@ pub(super) struct Flight {
     /// The uncle that is missing though all chunks are there.
     pub(super) lacks: Option<Bin>,
     hashless: u8,
-    /// Something was asked for a second time: it gives no sample of the round-trip time.
+    /// Something of it was asked for a second time: it gives no sample of the round-trip time.
     again: bool,
 }
 
@@ -62,6 +62,16 @@ impl Flight {
     fn end(&self) -> u64 {
         self.order + self.chunks()
     }
+    fn lane(&self) -> usize {
+        lane(self.class, self.again)
+    }
+}
+
+/// Waited, waited again, background, background again.
+const LANES: usize = 4;
+
+const fn lane(class: Class, again: bool) -> usize {
+    class.index() * 2 + if again { 1 } else { 0 }
 }
 
 /// The order of service of one class.
@@ -126,7 +136,7 @@ pub(super) struct Source {
     /// Ranges to cancel in the next datagram.
     pub(super) cancels: Vec<ChunkRange>,
     flights: BTreeMap<u64, Flight>,
-    lanes: [Lane; 2],
+    lanes: [Lane; LANES],
     /// DATA that may arrive without being strays.
     credit: u64,
     /// Flights that wait for a hash.
@@ -147,7 +157,7 @@ impl Source {
             asks: Vec::new(),
             cancels: Vec::new(),
             flights: BTreeMap::new(),
-            lanes: [lane(), lane()],
+            lanes: std::array::from_fn(|_| lane()),
             credit: 0,
             lacking: 0,
             delivery: Delivery { since: now, bytes: 0, rate: 0.0 },
@@ -157,7 +167,14 @@ impl Source {
     /// Whether all blocks of `bin` are said to be there.
     pub(super) fn has(&self, bin: Bin) -> bool {
         let chunks = bin.chunks();
-        self.availability.contains(chunks.start.0 / 4, chunks.end.0.div_ceil(4))
+        self.availability.contains(chunks.start.0 >> BLOCK_LAYER, chunks.end.0 >> BLOCK_LAYER)
+    }
+
+    /// Whether some block of `bin` is said to be there.
+    pub(super) fn has_some(&self, bin: Bin) -> bool {
+        let chunks = bin.chunks();
+        let (start, end) = (chunks.start.0 >> BLOCK_LAYER, chunks.end.0 >> BLOCK_LAYER);
+        self.availability.first_within(start, end).is_some()
     }
 
     /// Bytes that may be asked for now.
@@ -178,10 +195,7 @@ impl Source {
     /// How long a run asked for now is likely to take.
     pub(super) fn expected(&self, class: Class, rtt: &Rtt) -> Duration {
         let ahead = match class {
-            Class::Waited => {
-                self.lanes[Class::Waited.index()].order.len() as u64
-                    * (CHUNK_BYTES << GRANULE_LAYER)
-            }
+            Class::Waited => self.waited() as u64 * (CHUNK_BYTES << GRANULE_LAYER),
             Class::Background => self.outstanding,
         };
         let queue = ahead as f64 / self.delivery.rate.max(1e6);
@@ -200,7 +214,7 @@ impl Source {
         let hedge_at = (class == Class::Waited)
             .then(|| now + (self.expected(class, rtt) * 2).max(Duration::from_millis(10)));
         let chunks = bin.chunks();
-        let order = self.lanes[class.index()].place(chunks);
+        let order = self.lanes[lane(class, false)].place(chunks);
         let flight = Flight {
             bin,
             class,
@@ -250,16 +264,27 @@ impl Source {
         if flight.class == Class::Waited {
             return;
         }
-        flight.class = Class::Waited;
-        self.lanes[Class::Background.index()].order.remove(&flight.order);
-        flight.order = self.lanes[Class::Waited.index()].place(flight.bin.chunks());
+        let (chunks, begun) = (flight.bin.chunks(), flight.got != 0);
         flight.hedge_at = Some(now + Duration::from_millis(50));
-        if flight.got == 0 {
-            flight.asked_at = now;
-            flight.again = true;
-            let ask = Ask { chunks: flight.bin.chunks(), class: Class::Waited, deadline };
-            self.push_ask(ask);
+        if begun {
+            return self.move_to(first, Class::Waited, true);
         }
+        flight.asked_at = now;
+        self.move_to(first, Class::Waited, false);
+        self.push_ask(Ask { chunks, class: Class::Waited, deadline });
+    }
+
+    /// Moves a flight to the end of another lane, or of its own.
+    fn move_to(&mut self, first: u64, class: Class, again: bool) {
+        let Some(flight) = self.flights.get_mut(&first) else { return };
+        self.lanes[flight.lane()].order.remove(&flight.order);
+        (flight.class, flight.again) = (class, again);
+        flight.order = self.lanes[flight.lane()].place(flight.bin.chunks());
+    }
+
+    /// Waited flights.
+    fn waited(&self) -> usize {
+        self.lanes[..2].iter().map(|lane| lane.order.len()).sum()
     }
 
     /// Takes the payload of a DATA message. The round-trip time is sampled at a flight's first
@@ -280,7 +305,7 @@ impl Source {
         if index >= flight.chunks() || payload.len() != CHUNK {
             return useless;
         }
-        let lane = &mut self.lanes[flight.class.index()];
+        let lane = &mut self.lanes[flight.lane()];
         lane.high = lane.high.max(flight.order + index + 1);
         lane.last_arrival = now;
         self.timeouts = 0;
@@ -333,7 +358,7 @@ impl Source {
     /// Forgets a flight: it is verified, or no longer wanted of this peer.
     pub(super) fn remove(&mut self, first: u64) -> Option<Flight> {
         let flight = self.flights.remove(&first)?;
-        self.lanes[flight.class.index()].order.remove(&flight.order);
+        self.lanes[flight.lane()].order.remove(&flight.order);
         self.outstanding -= flight.bin.byte_len();
         self.lacking -= usize::from(flight.lacks.is_some());
         if let Some(munro) = flight.bin.munro() {
@@ -376,8 +401,8 @@ impl Source {
     /// Asks again for what later data has overtaken; the number of flights concerned.
     pub(super) fn recover(&mut self, now: Instant, rtt: &Rtt) -> u64 {
         let mut again = 0;
-        for class in [Class::Waited, Class::Background] {
-            let lane = &self.lanes[class.index()];
+        for lane in 0..LANES {
+            let lane = &self.lanes[lane];
             let settled = now >= lane.last_arrival + Self::reorder_delay(rtt);
             let high = if settled { lane.high } else { lane.high.saturating_sub(REORDER_CHUNKS) };
             let overtaken: Vec<u64> = lane
@@ -403,12 +428,12 @@ impl Source {
     /// Asks again for the holes of lanes that have been without an answer for too long.
     pub(super) fn overdue(&mut self, now: Instant, rtt: &Rtt) -> Overdue {
         let mut overdue = Overdue::default();
-        for class in [Class::Waited, Class::Background] {
-            if self.overdue_at(class, rtt).is_none_or(|at| at > now) {
+        for lane in 0..LANES {
+            if self.overdue_at(lane, rtt).is_none_or(|at| at > now) {
                 continue;
             }
             overdue.late = true;
-            let lane = &self.lanes[class.index()];
+            let lane = &self.lanes[lane];
             let late: Vec<u64> = lane.order.values().take(OVERDUE_FLIGHTS).copied().collect();
             overdue.again +=
                 late.iter().filter(|first| self.ask_again(now, **first)).count() as u64;
@@ -420,11 +445,10 @@ impl Source {
     }
 
     /// When the lane's oldest flight is overdue.
-    fn overdue_at(&self, class: Class, rtt: &Rtt) -> Option<Instant> {
-        let lane = &self.lanes[class.index()];
+    fn overdue_at(&self, lane: usize, rtt: &Rtt) -> Option<Instant> {
+        let (background, lane) = (lane >= 2, &self.lanes[lane]);
         let oldest = self.flights.get(lane.order.first_key_value()?.1)?;
-        let behind =
-            class == Class::Background && !self.lanes[Class::Waited.index()].order.is_empty();
+        let behind = background && self.waited() > 0;
         let patience = rtt.overdue(self.timeouts) * if behind { BEHIND_WAITED } else { 1 };
         Some(oldest.asked_at.max(lane.last_arrival) + patience)
     }
@@ -433,22 +457,16 @@ impl Source {
     fn ask_again(&mut self, now: Instant, first: u64) -> bool {
         let Some(flight) = self.flights.get(&first) else { return false };
         let bin = flight.bin;
-        if flight.is_complete() {
-            // The hash that is missing may be one that an earlier flight of the munro computes.
-            let (order, class) = (flight.order, flight.class);
-            let munro = bin.munro().map_or(bin, |munro| munro.bin()).chunks();
-            let mut earlier = self.flights.range(munro.start.0..munro.end.0);
-            if earlier.any(|(_, f)| f.class == class && f.order < order && !f.is_complete()) {
-                return false;
+        if flight.is_complete() && self.computes_later(flight) {
+            // Looked at again after another round trip.
+            if let Some(flight) = self.flights.get_mut(&first) {
+                flight.asked_at = now;
             }
+            return false;
         }
         let Some(flight) = self.flights.get_mut(&first) else { return false };
         let (class, deadline) = (flight.class, flight.deadline);
-        let lane = &mut self.lanes[class.index()];
-        lane.order.remove(&flight.order);
-        flight.order = lane.place(bin.chunks());
         flight.asked_at = now;
-        flight.again = true;
         let chunks = bin.chunks();
         let mut holes = Vec::new();
         if flight.is_complete() {
@@ -466,10 +484,22 @@ impl Source {
                 at = end;
             }
         }
+        self.move_to(first, class, true);
         for chunks in holes {
             self.push_ask(Ask { chunks, class, deadline });
         }
         true
+    }
+
+    /// Whether an earlier flight of the same munro is incomplete: the hash that a complete one lacks
+    /// may be one that it proves.
+    fn computes_later(&self, complete: &Flight) -> bool {
+        let bin = complete.bin;
+        let munro = bin.munro().map_or(bin, |munro| munro.bin()).chunks();
+        let mut others = self.flights.range(munro.start.0..munro.end.0);
+        others.any(|(_, other)| {
+            other.class == complete.class && other.order < complete.order && !other.is_complete()
+        })
     }
 
     /// Flights whose hashes never came, though all their chunks did.
@@ -481,7 +511,7 @@ impl Source {
     /// Waited flights that are late enough for a second source; each is named once.
     pub(super) fn hedges(&mut self, now: Instant) -> Vec<u64> {
         let mut late = Vec::new();
-        for first in self.lanes[Class::Waited.index()].order.values() {
+        for first in self.lanes[..2].iter().flat_map(|lane| lane.order.values()) {
             let Some(flight) = self.flights.get_mut(first) else { continue };
             if flight.hedge_at.is_some_and(|at| at <= now) {
                 flight.hedge_at = None;
@@ -498,9 +528,9 @@ impl Source {
         }
         let mut next: Option<Instant> = None;
         let mut at = |when: Instant| next = Some(next.map_or(when, |next| next.min(when)));
-        for class in [Class::Waited, Class::Background] {
-            self.overdue_at(class, rtt).into_iter().for_each(&mut at);
-            let lane = &self.lanes[class.index()];
+        for lane in 0..LANES {
+            self.overdue_at(lane, rtt).into_iter().for_each(&mut at);
+            let lane = &self.lanes[lane];
             let Some(first) = lane.order.first_key_value().and_then(|(_, f)| self.flights.get(f))
             else {
                 continue;
@@ -509,9 +539,7 @@ impl Source {
                 at((lane.last_arrival + Self::reorder_delay(rtt))
                     .max(first.asked_at + rtt.minimum()));
             }
-            if class == Class::Waited {
-                first.hedge_at.into_iter().for_each(&mut at);
-            }
+            first.hedge_at.into_iter().for_each(&mut at);
         }
         next
     }

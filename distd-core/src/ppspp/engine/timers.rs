@@ -55,10 +55,4 @@ impl Timers {
         self.queue.first().filter(|(at, _)| *at <= now)?;
         self.queue.pop_first().map(|(_, timer)| timer)
     }
-
-    /// Timers that are set.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.queue.len()
-    }
 }

@@ -144,9 +144,7 @@ impl Engine {
         let timestamp_us = self.clock_us(now);
         let Some(channel) = self.channels.get_mut(index) else { return };
         let Some(class) = channel.serve.ready() else { return };
-        let in_flight = channel.serve.sent.in_flight();
-        let urgent = class == Class::Waited;
-        let allowed = channel.serve.window.allowance(now, in_flight, urgent, &channel.rtt);
+        let allowed = channel.serve.allowance(now, class);
         self.touch(index);
         if allowed < DATA_DATAGRAM_BYTES as u64 {
             return;

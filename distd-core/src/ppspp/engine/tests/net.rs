@@ -199,12 +199,24 @@ impl Net {
 
     /// Replaces a node's engine, as if its process had been restarted.
     pub(super) fn restart(&mut self, at: usize, seed: u8) {
+        let log = self.nodes[at].log.clone();
+        self.restart_with(at, seed, log.newest(), log.blocks());
+    }
+
+    /// Restarts a node that knows and holds no more than this.
+    pub(super) fn restart_with(
+        &mut self,
+        at: usize,
+        seed: u8,
+        newest: VerifiedMunro,
+        held: BlockRange,
+    ) {
         let node = &mut self.nodes[at];
         node.engine = Engine::new(EngineConfig::new([seed; 32]), self.now);
         let options = SwarmOptions {
             id: node.log.key.id().swarm_id(),
-            newest: Some(node.log.newest()),
-            held: vec![node.log.blocks()],
+            newest: Some(newest),
+            held: vec![held],
             serve: true,
         };
         node.swarm = node.engine.add_swarm(options).expect("a new swarm");
@@ -298,6 +310,7 @@ impl Net {
                 node.engine.handle_timeout(self.now);
             }
         }
+        self.drive();
         true
     }
 
@@ -313,6 +326,12 @@ impl Net {
         let until = begin + Duration::from_secs(60);
         while self.nodes[at].outcome(fetch).is_none() {
             assert!(self.step(until), "the fetch never ended");
+        }
+        if self.nodes[at].outcome(fetch) == Some(false) {
+            for node in &self.nodes {
+                println!("{:?}", node.engine.counters(node.swarm));
+                node.engine.peers(node.swarm).for_each(|peer| println!("{peer:?}"));
+            }
         }
         assert_eq!(self.nodes[at].outcome(fetch), Some(true), "the fetch failed");
         self.now - begin
