@@ -17,7 +17,10 @@ use distd_core::unit::{BlockIndex, BlockRange};
 use crate::content::Piece;
 
 /// Shortest run that is referenced in the middle of a file, in blocks, while it has few extents.
-const RUN_BLOCKS_MIN: u64 = 4;
+/// Measured on three successive kernel packages of 407 MB (new bytes of the second and the third,
+/// extents of the third): 1: 312 and 178 MB, 19127; 2: 320 and 175 MB, 14622; 4: 336 and 189 MB,
+/// 10769; 8: 357 and 220 MB, 7874. They have 4046 files.
+const RUN_BLOCKS_MIN: u64 = 2;
 /// A file may have this many extents, or one for so many of its blocks, whichever is more.
 const EXTENTS_MIN: u64 = 8;
 const BLOCKS_PER_EXTENT: u64 = 16;
@@ -135,12 +138,12 @@ impl FilePlan {
             }
             self.reject(&pending, log)?;
         }
-        if let Some(expected) = self.expected.filter(|_| self.matched) {
-            if log.lies_at(&hash, expected)? {
-                self.place(BlockRange::new(expected, 1));
-                self.at += 1;
-                return Ok(());
-            }
+        if let Some(expected) = self.expected.filter(|_| self.matched)
+            && log.lies_at(&hash, expected)?
+        {
+            self.place(BlockRange::new(expected, 1));
+            self.at += 1;
+            return Ok(());
         }
         if (self.extents.len() as u64) < self.extents_max() {
             let places = self.places(&hash, log)?;
@@ -178,10 +181,10 @@ impl FilePlan {
 
     /// The file's end: what matches up to here is the whole rest.
     fn end<B: Blocks>(&mut self, log: &mut B) -> Result<(), B::Error> {
-        if self.at == self.blocks_total {
-            if let Some(pending) = self.pending.take() {
-                self.accept(&pending);
-            }
+        if self.at == self.blocks_total
+            && let Some(pending) = self.pending.take()
+        {
+            self.accept(&pending);
         }
         self.settle(log)
     }
@@ -341,21 +344,21 @@ mod tests {
     fn a_short_match_in_the_middle_is_stored_again_and_one_at_the_end_is_not() {
         let mut log = PlainLog::default();
         log.add(&numbers(1..10), 50);
-        assert_eq!(log.add(&[500, 501, 3, 4, 5, 502], 50).len(), 1);
-        let extents = log.add(&[600, 601, 3, 4, 5], 50);
-        assert_eq!((extents.len(), log.0.len()), (2, 9 + 6 + 2));
+        assert_eq!(log.add(&[500, 501, 3, 502, 503], 50).len(), 1);
+        let extents = log.add(&[600, 601, 3], 50);
+        assert_eq!((extents.len(), log.0.len()), (2, 9 + 5 + 2));
     }
 
     #[test]
     fn duplicates_inside_the_log_do_not_break_a_run() {
         let mut log = PlainLog::default();
-        // 3 4 5 lie twice; the second copy of them is found by the run that goes on.
+        // 3 lies twice; the second copy of it is found by the run that goes on.
         log.add(&numbers(1..10), 50);
-        log.add(&[500, 501, 3, 4, 5, 502, 503], 50);
+        log.add(&[500, 501, 3, 502, 503], 50);
         let stored = log.0.len();
-        assert_eq!(log.add(&[500, 501, 3, 4, 5, 502, 503], 50).len(), 1);
-        // A changed block before the duplicates: the file is in step again behind it.
-        let extents = log.add(&[500, 999, 3, 4, 5, 502, 503], 50);
+        assert_eq!(log.add(&[500, 501, 3, 502, 503], 50).len(), 1);
+        // A changed block before the duplicate: the file is in step again behind it.
+        let extents = log.add(&[500, 999, 3, 502, 503], 50);
         assert_eq!((extents.len(), log.0.len()), (2, stored + 2));
     }
 
@@ -365,7 +368,7 @@ mod tests {
         let old = numbers(1..2000);
         log.add(&old, 256);
         for gap in [2, 5, 6, 9, 20, 70] {
-            let change = |i: usize, n: u16| if i % gap == 0 { n + 10_000 } else { n };
+            let change = |i: usize, n: u16| if i.is_multiple_of(gap) { n + 10_000 } else { n };
             let new: Vec<u16> = old.iter().enumerate().map(|(i, n)| change(i, *n)).collect();
             let extents = log.add(&new, 256);
             // Each run that is taken brings at most one extent of new blocks with it.
