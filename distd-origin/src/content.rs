@@ -36,7 +36,7 @@ const READERS_MAX: usize = 8;
 /// Blocks of a hole that are handed over at once, so that progress is seen in a huge sparse file.
 const HOLE_BLOCKS_MAX: u64 = 1 << 16;
 
-const ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
+static ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
 
 /// A part of a file, in order.
 #[derive(Debug)]

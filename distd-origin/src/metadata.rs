@@ -87,14 +87,13 @@ impl Tree<'_> {
                 let kind = match &entry.kind {
                     ScannedKind::File(file) => {
                         let known_content = &self.contents[file.0 as usize];
-                        let content = match inline(known_content) {
-                            Some(content) => content,
-                            None => {
-                                let bytes = ExtentList::encode(&known_content.extents);
-                                let path = || self.scan.entry_path(index, position as u32);
-                                check_len(&bytes, path)?;
-                                Content::List(area.place(&bytes, &mut known, &mut write)?)
-                            }
+                        let content = if let Some(content) = inline(known_content) {
+                            content
+                        } else {
+                            let bytes = ExtentList::encode(&known_content.extents);
+                            let path = || self.scan.entry_path(index, position as u32);
+                            check_len(&bytes, path)?;
+                            Content::List(area.place(&bytes, &mut known, &mut write)?)
                         };
                         let size = entry.attributes.size;
                         EntryKind::File(File { size, blake3: known_content.blake3, content })

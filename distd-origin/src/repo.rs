@@ -260,9 +260,10 @@ impl Repo {
         let path = self.dir.join(SETTINGS);
         let failed = |source| RepoError::Io { verb: "lock", path: path.clone(), source };
         let file = File::open(&path).map_err(failed)?;
-        let operation = match shared {
-            true => FlockOperation::NonBlockingLockShared,
-            false => FlockOperation::NonBlockingLockExclusive,
+        let operation = if shared {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
         };
         match flock(&file, operation) {
             Ok(()) => Ok(RepoLock { _file: file }),

@@ -16,7 +16,7 @@ use crate::repo::{Repo, RepoError};
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// The log.
-    #[error(transparent)]
+    #[error("{0}; nothing was published, the log is as it was")]
     Append(#[from] AppendError),
     /// The log's older part.
     #[error(transparent)]
@@ -55,7 +55,8 @@ pub fn seal(
     statement: Statement,
 ) -> Result<Commit, SealError> {
     let key = repo.key()?;
-    let tracks = moved(history, &statement.track)?;
+    let Statement { plain, track, catalog } = statement;
+    let tracks = moved(history, &track)?;
     appender.begin_section()?;
     let (seconds, nanoseconds) = now();
     appender.seal(&key, NtpTime::from_unix(seconds, nanoseconds), |sealing| {
@@ -64,14 +65,14 @@ pub fn seal(
         let head = Head {
             munros: sealing.munros,
             sections: Sections {
-                plain: statement.plain,
+                plain,
                 frames: Section { munro: last, bytes: 0 },
                 head: Section { munro: last, bytes: MUNRO_BYTES },
             },
             peaks: sealing.frontier.peaks().to_vec(),
             previous,
             tracks,
-            catalog: statement.catalog,
+            catalog,
             validity_s: repo.validity_s(),
             recovery_key: repo.recovery_key(),
         };

@@ -75,10 +75,11 @@ impl StatCache {
         }
         let key = self.key(path, attributes);
         let old = tables.file(&key)?;
-        if let Some((marked, old)) = old.and_then(|old| decode(&old, attributes)) {
-            if old == *known && self.publish < marked + MARK_EVERY {
-                return Ok(());
-            }
+        if let Some((marked, old)) = old.and_then(|old| decode(&old, attributes))
+            && old == *known
+            && self.publish < marked + MARK_EVERY
+        {
+            return Ok(());
         }
         tables.insert_file(&key, &encode(self.publish, attributes, known))
     }

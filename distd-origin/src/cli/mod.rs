@@ -88,14 +88,15 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
         }
         Command::Rollback { track, release } => {
             let report = rollback(&repo()?, track.name(), release.name())?;
-            output.report(&report, || match report.changed {
-                true => {
+            output.report(&report, || {
+                if report.changed {
                     format!("track {} went from {} to {}\n", report.track, report.from, report.to)
+                } else {
+                    format!(
+                        "track {} stands at {} already: nothing changed\n",
+                        report.track, report.to
+                    )
                 }
-                false => format!(
-                    "track {} stands at {} already: nothing changed\n",
-                    report.track, report.to
-                ),
             })?;
             Ok(Exit::Success)
         }
@@ -113,7 +114,7 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Arguments::command(), "distd-origin", &mut script);
-            output.raw(&script)?;
+            Output::raw(&script)?;
             Ok(Exit::Success)
         }
     }
@@ -166,7 +167,7 @@ fn run_metainfo(
     let metainfo = Metainfo { origin: repo.origin(), addresses, track: track.to_owned() };
     let file = file.map_or_else(|| PathBuf::from(format!("{track}.distd")), Path::to_owned);
     if file.as_os_str() == "-" {
-        output.raw(&metainfo.encode())?;
+        Output::raw(&metainfo.encode())?;
         return Ok(Exit::Success);
     }
     let failed = |source: io::Error| CommandError::Write { path: file.clone(), source };

@@ -39,14 +39,14 @@ impl Output {
         if self.json {
             let mut line = serde_json::to_string(report).unwrap_or_default();
             line.push('\n');
-            self.raw(line.as_bytes())
+            Self::raw(line.as_bytes())
         } else {
-            self.raw(text().as_bytes())
+            Self::raw(text().as_bytes())
         }
     }
 
     /// Prints bytes to the standard output. Nobody reading them any more is no error.
-    pub(super) fn raw(&self, bytes: &[u8]) -> Result<(), CommandError> {
+    pub(super) fn raw(bytes: &[u8]) -> Result<(), CommandError> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -58,14 +58,14 @@ impl Output {
     /// Says something that is worth knowing.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet && !self.json {
-            self.say("note: ", text);
+            Self::say("note: ", text);
         }
     }
 
     /// Warns; `--json` does not hide it, the warning is on standard error.
     pub(super) fn warning(&self, text: &str) {
         if !self.quiet {
-            self.say("warning: ", text);
+            Self::say("warning: ", text);
         }
     }
 
@@ -76,13 +76,13 @@ impl Output {
                 "error": error.to_string(),
                 "exit_code": error.exit() as u8,
             });
-            self.say("", &line.to_string());
+            Self::say("", &line.to_string());
         } else {
-            self.say("error: ", &error.to_string());
+            Self::say("error: ", &error.to_string());
         }
     }
 
-    fn say(&self, kind: &str, text: &str) {
+    fn say(kind: &str, text: &str) {
         let mut stderr = anstream::stderr().lock();
         // Nothing is left to be told to whom.
         let _ = writeln!(stderr, "distd-origin: {kind}{text}");
@@ -100,7 +100,7 @@ impl Output {
             ));
         }
         if let Some(warning) = &report.index_warning {
-            self.warning(&format!("the release is published; {warning}"));
+            self.warning(&format!("the log is as it should be, but {warning}"));
         }
         if self.quiet && !self.json {
             return Ok(());

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use distd_core::limits::{TARGET_BYTES_MAX, TREE_DEPTH_MAX};
@@ -38,7 +37,7 @@ pub fn scan(root: &Root, only: Option<&OsStr>, found: impl Fn(u64)) -> Result<Sc
         depth: 0,
         seen: top.attributes,
     }];
-    let mut only = only.map(|name| name.as_bytes());
+    let mut only = only.map(std::os::unix::ffi::OsStrExt::as_bytes);
     walk.reserve()?;
     while let Some(next) = pending.pop() {
         let first_child = pending.len();
@@ -201,10 +200,10 @@ impl Walk<'_> {
         seen: &Attributes,
     ) -> Result<FileIndex, ScanError> {
         let inode = (seen.dev, seen.ino);
-        if seen.nlink > 1 {
-            if let Some(known) = self.inodes.get(&inode) {
-                return Ok(*known);
-            }
+        if seen.nlink > 1
+            && let Some(known) = self.inodes.get(&inode)
+        {
+            return Ok(*known);
         }
         let index = FileIndex(u32::try_from(self.files.len()).map_err(|_| ScanError::TooMany)?);
         let entry = u32::try_from(entry).map_err(|_| ScanError::TooMany)?;
