@@ -1,0 +1,5 @@
+//! What the origin's side promises, shown on real trees.
+
+mod metadata;
+mod publishing;
+mod support;
