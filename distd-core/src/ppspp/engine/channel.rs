@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::ppspp::codec::{ChannelId, MessageSet, MessageType};
 
+use super::acks::Acks;
 use super::announce::Told;
 use super::event::{PeerReport, PeerState, SwarmKey};
 use super::limits::{DEAD_AFTER, DEAD_SENT_MIN, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, KEEP_ALIVE};
@@ -46,8 +47,7 @@ pub(super) struct Channel {
     pub(super) source: Source,
     pub(super) serve: Serve,
     pub(super) told: Told,
-    /// Verified runs to acknowledge: range and delay of the last DATA.
-    pub(super) acks: Vec<(crate::unit::ChunkRange, u64)>,
+    pub(super) acks: Acks,
     pub(super) traffic: Traffic,
     pub(super) flags: Flags,
     pub(super) armed: Option<Instant>,
@@ -110,7 +110,7 @@ impl Channel {
             source: Source::new(now),
             serve: Serve::new(now),
             told: Told::default(),
-            acks: Vec::new(),
+            acks: Acks::default(),
             traffic: Traffic {
                 since: now,
                 heard_at: now,

@@ -16,7 +16,7 @@ use super::{DiskId, DiskRequest, Engine};
 /// Malformed datagrams with the right channel and address before the peer is left.
 const BAD_MAX: u32 = 16;
 /// Least time that a piece stays unacknowledged before it counts as lost.
-const SENT_LIFE_MIN: std::time::Duration = std::time::Duration::from_secs(1);
+const SENT_LIFE_MIN: std::time::Duration = std::time::Duration::from_millis(500);
 /// Least time between two runs of a channel's timer.
 const TIMER_REST: std::time::Duration = std::time::Duration::from_micros(500);
 
@@ -134,9 +134,7 @@ impl Engine {
             return self.close(now, index, reason);
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
-        if !channel.acks.is_empty()
-            || !channel.source.asks.is_empty()
-            || channel.serve.choke.is_some()
+        if channel.acks.is_due() || !channel.source.asks.is_empty() || channel.serve.choke.is_some()
         {
             self.mark_control(index);
         }
@@ -233,6 +231,10 @@ impl Engine {
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         let overdue = channel.source.overdue(now, &channel.rtt);
         swarm.counters.rerequested_runs += overdue.again;
+        if overdue.late {
+            // Its window may be full of what it does not know to have arrived.
+            channel.acks.repeat();
+        }
         let hedges = channel.source.hedges(now);
         swarm.dirty |= !hedges.is_empty();
         swarm.ledger.hedges.extend(hedges);

@@ -20,8 +20,9 @@
 //! | `receive` | what each message does |
 //! | `fetch`, `picker`, `source`, `offered` | what is wanted, of whom, and what is there of it |
 //! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
-//! | `announce`, `transmit`, `writer` | what is said, and in which datagrams |
+//! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
 
+mod acks;
 mod announce;
 mod channel;
 mod dial;
@@ -65,6 +66,7 @@ pub use event::{
     FetchId, PeerReport, PeerState, SwarmCounters, SwarmKey, SwarmOptions, Transmit,
 };
 use half_open::HalfOpenTable;
+use serve::Urgency;
 use swarm::Swarm;
 use timers::{Timer, Timers};
 
@@ -364,10 +366,12 @@ impl Engine {
     /// The channel may have data to send.
     fn mark_serving(&mut self, index: ChannelIndex) {
         let Some(channel) = self.channels.get_mut(index) else { return };
-        let Some(class) = channel.serve.ready() else { return };
-        let (flag, queue) = match class {
-            Class::Waited => (&mut channel.flags.urgent, &mut self.queues.urgent),
-            Class::Background => (&mut channel.flags.serving, &mut self.queues.serving),
+        let Some(urgency) = channel.serve.ready() else { return };
+        let (flag, queue) = match urgency {
+            Urgency::Again | Urgency::Waited => {
+                (&mut channel.flags.urgent, &mut self.queues.urgent)
+            }
+            Urgency::Background => (&mut channel.flags.serving, &mut self.queues.serving),
         };
         if !std::mem::replace(flag, true) {
             queue.push_back(index);

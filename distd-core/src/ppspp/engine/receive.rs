@@ -95,7 +95,10 @@ impl Receive<'_> {
         let arrival = channel.source.on_data(self.now, chunks.start.0, payload, &mut channel.rtt);
         match arrival {
             Arrival::Kept => {}
-            Arrival::Duplicate => counters.duplicate_bytes += payload.len() as u64,
+            Arrival::Duplicate => {
+                counters.duplicate_bytes += payload.len() as u64;
+                channel.acks.came_again(chunks.start.0);
+            }
             Arrival::Stray => {
                 // Neither hashed nor stored (DATA.2, RFC 7574 12.6.3).
                 counters.stray_datagrams += 1;
@@ -163,18 +166,8 @@ impl Receive<'_> {
         let bin = run.bin();
         let chunks = bin.chunks();
         self.channel.source.remove(chunks.start.0);
-        // RFC 7574 3.4: an ACK for what was verified; neighbours become one range.
-        match self.channel.acks.last_mut() {
-            Some((last, delay)) if last.end == chunks.start => {
-                last.end = chunks.end;
-                *delay = delay_us;
-            }
-            Some((last, delay)) if last.start == chunks.end => {
-                last.start = chunks.start;
-                *delay = delay_us;
-            }
-            _ => self.channel.acks.push((chunks, delay_us)),
-        }
+        // RFC 7574 3.4: an ACK for what was verified.
+        self.channel.acks.push(chunks, delay_us);
         self.swarm.counters.verified_bytes += bin.byte_len();
         self.swarm.dirty = true;
         let (swarm, from) = (self.swarm.key, self.channel.address);
@@ -320,7 +313,8 @@ impl Receive<'_> {
 
     fn on_request(&mut self, chunks: ChunkRange, class: Class) {
         if self.swarm.serve {
-            self.channel.serve.on_request(self.now, chunks, class);
+            let round_trip = self.channel.rtt.minimum();
+            self.channel.serve.on_request(self.now, chunks, class, round_trip);
         }
     }
 

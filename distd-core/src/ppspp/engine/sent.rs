@@ -91,19 +91,23 @@ impl Sent {
         acked
     }
 
-    /// `chunks` are asked for again: what is under way of them is lost. When the newest of that was
-    /// sent.
-    pub(super) fn lose(&mut self, chunks: ChunkRange) -> Option<Instant> {
+    /// Pieces under way that overlap `chunks`, and when they were sent.
+    pub(super) fn overlapping(&self, chunks: ChunkRange) -> Vec<(ChunkRange, Instant)> {
         let granule = 1 << crate::limits::GRANULE_LAYER;
         let from = chunks.start.0 - chunks.start.0 % granule;
-        let overlapping: Vec<u64> = self
-            .pieces
-            .range(from..chunks.end.0)
+        let pieces = self.pieces.range(from..chunks.end.0);
+        pieces
             .filter(|(_, piece)| piece.end > chunks.start.0)
-            .map(|(first, _)| *first)
-            .collect();
-        let lost = overlapping.iter().filter_map(|first| self.forget(*first));
-        lost.map(|piece| piece.sent_at).max()
+            .filter_map(|(first, piece)| Some((ChunkRange::new(*first, piece.end)?, piece.sent_at)))
+            .collect()
+    }
+
+    /// The piece that begins with chunk `first` is no longer under way: it was lost, or is no longer
+    /// wanted.
+    pub(super) fn forget(&mut self, first: u64) {
+        if let Some(piece) = self.pieces.remove(&first) {
+            self.in_flight -= piece.bytes;
+        }
     }
 
     /// Gives up pieces that were sent before `since`; whether there were any.
@@ -126,11 +130,5 @@ impl Sent {
     /// When the oldest piece was sent.
     pub(super) fn oldest(&self) -> Option<Instant> {
         if self.pieces.is_empty() { None } else { self.order.front().map(|(at, _)| *at) }
-    }
-
-    fn forget(&mut self, first: u64) -> Option<Piece> {
-        let piece = self.pieces.remove(&first)?;
-        self.in_flight -= piece.bytes;
-        Some(piece)
     }
 }

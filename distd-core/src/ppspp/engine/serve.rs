@@ -4,8 +4,9 @@
 //! a bounded number of bytes ahead, and goes out in the order in which it was asked for; a waited
 //! range goes before every background one.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::congestion::{self, Controller};
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
@@ -31,10 +32,41 @@ const WAITED_AHEAD: u64 = 256 << 10;
 /// What pacing saves up before sending goes on.
 const PACED_BYTES: u64 = 16 * congestion::SEGMENT_BYTES;
 
+/// What goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Urgency {
+    /// It was sent before and lost: the rest of its run is there already, and nothing of the run is
+    /// acknowledged without it.
+    Again,
+    /// A reader waits.
+    Waited,
+    /// Nobody waits.
+    Background,
+}
+
+impl Urgency {
+    const ALL: [Self; 3] = [Self::Again, Self::Waited, Self::Background];
+
+    const fn of(class: Class) -> Self {
+        match class {
+            Class::Waited => Self::Waited,
+            Class::Background => Self::Background,
+        }
+    }
+    const fn index(self) -> usize {
+        match self {
+            Self::Again => 0,
+            Self::Waited => 1,
+            Self::Background => 2,
+        }
+    }
+}
+
 /// A peer that is served.
 #[derive(Debug)]
 pub(super) struct Serve {
-    lanes: [Lane; 2],
+    /// By [`Urgency`].
+    lanes: [Lane; 3],
     known: Known,
     pub(super) sent: Sent,
     pub(super) controller: Controller,
@@ -54,9 +86,7 @@ pub(super) struct Serve {
 /// What was asked for in one class.
 #[derive(Debug, Default)]
 struct Lane {
-    /// In order of arrival; what was sent before goes first, because the rest of its granule is
-    /// there already. Parts that are not `queued` (any more) are skipped.
-    again: VecDeque<ChunkRange>,
+    /// In order of arrival. Parts that are not `queued` (any more) are skipped.
     ranges: VecDeque<ChunkRange>,
     /// Chunks asked for and not yet being read.
     queued: IntervalSet,
@@ -95,7 +125,7 @@ pub(super) struct Batch {
 impl Serve {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            lanes: [Lane::default(), Lane::default()],
+            lanes: Default::default(),
             known: Known::default(),
             sent: Sent::default(),
             controller: Controller::new(now),
@@ -109,27 +139,43 @@ impl Serve {
     }
 
     /// A REQUEST or WANT. A glutton is choked and its queue dropped (RFC 7574 §3.9).
-    pub(super) fn on_request(&mut self, now: Instant, chunks: ChunkRange, class: Class) {
+    ///
+    /// `round_trip` is the least that the path takes.
+    pub(super) fn on_request(
+        &mut self,
+        now: Instant,
+        chunks: ChunkRange,
+        class: Class,
+        round_trip: Duration,
+    ) {
         if self.choked_until.is_some() {
             // RFC 7574 12.6.8: a REQUEST while choked is ignored, and CHOKE said again.
             self.choke = Some(true);
             return;
         }
-        if self.lanes.iter().any(|lane| lane.is_reading(chunks)) {
-            return;
+        let mut wanted = IntervalSet::default();
+        wanted.insert(chunks.start.0, chunks.end.0);
+        for read in self.lanes.iter().flat_map(|lane| &lane.reads) {
+            wanted.remove(read.next, read.chunks.end.0);
         }
-        if class == Class::Waited {
-            self.lanes[Class::Background.index()].forget(chunks);
-        }
-        // The receiver has noticed a loss: what is under way of these chunks is not coming.
-        let lost = self.sent.lose(chunks);
-        if let Some(sent_at) = lost {
+        for (piece, sent_at) in self.sent.overlapping(chunks) {
+            let Some(again) = piece.intersection(chunks) else { continue };
+            wanted.remove(again.start.0, again.end.0);
+            // Whoever asks could not know yet that the piece was coming.
+            if now.saturating_duration_since(sent_at) < round_trip {
+                continue;
+            }
+            self.sent.forget(piece.start.0);
             self.losses += u64::from(self.controller.on_loss(now, sent_at));
+            self.queue(again, Urgency::Again);
         }
-        self.lanes[class.index()].push(chunks, lost.is_some());
+        for (start, end) in wanted.iter() {
+            if let Some(chunks) = ChunkRange::new(start, end) {
+                self.queue(chunks, Urgency::of(class));
+            }
+        }
         let queued: u64 = self.lanes.iter().map(|lane| lane.queued_chunks).sum();
-        let ranges: usize =
-            self.lanes.iter().map(|lane| lane.ranges.len() + lane.again.len()).sum();
+        let ranges: usize = self.lanes.iter().map(|lane| lane.ranges.len()).sum();
         if queued > REQUESTED_BYTES_MAX / CHUNK_BYTES || ranges > REQUESTED_RANGES_MAX {
             self.drop_requests();
             self.choked_until = Some(now + CHOKE);
@@ -137,11 +183,25 @@ impl Serve {
         }
     }
 
+    /// Queues a range, unless it is queued as that urgent.
+    fn queue(&mut self, chunks: ChunkRange, urgency: Urgency) {
+        for (at, lane) in self.lanes.iter_mut().enumerate() {
+            match at.cmp(&urgency.index()) {
+                Ordering::Less if lane.queued.contains(chunks.start.0, chunks.end.0) => return,
+                Ordering::Greater => lane.forget(chunks),
+                _ => {}
+            }
+        }
+        self.lanes[urgency.index()].push(chunks);
+    }
+
     /// CANCEL: an unknown one is ignored (RFC 7574 §12.6.7).
     pub(super) fn on_cancel(&mut self, chunks: ChunkRange) {
         self.lanes.iter_mut().for_each(|lane| lane.forget(chunks));
         // What is under way of them will not be acknowledged, and is no loss either.
-        self.sent.lose(chunks);
+        for (piece, _) in self.sent.overlapping(chunks) {
+            self.sent.forget(piece.start.0);
+        }
     }
 
     /// Forgets everything that was asked for.
@@ -161,10 +221,10 @@ impl Serve {
         self.choked_until
     }
 
-    /// The class that is to be sent, if any of it is ready.
-    pub(super) fn ready(&self) -> Option<Class> {
-        [Class::Waited, Class::Background].into_iter().find(|class| {
-            let front = self.lanes[class.index()].reads.front();
+    /// What is to be sent next, if anything is ready.
+    pub(super) fn ready(&self) -> Option<Urgency> {
+        Urgency::ALL.into_iter().find(|urgency| {
+            let front = self.lanes[urgency.index()].reads.front();
             front.is_some_and(|read| matches!(read.state, ReadState::Ready(_)))
         })
     }
@@ -191,8 +251,8 @@ impl Serve {
     ) -> Option<Bin> {
         let window = self.controller.window_bytes(true);
         let ahead = (window * 2).clamp(READ_AHEAD_MIN, READ_BYTES_PER_CHANNEL_MAX);
-        for class in [Class::Waited, Class::Background] {
-            let lane = &mut self.lanes[class.index()];
+        for urgency in Urgency::ALL {
+            let lane = &mut self.lanes[urgency.index()];
             if let Some(read) =
                 lane.reads.iter_mut().find(|read| matches!(read.state, ReadState::Wanted))
             {
@@ -200,8 +260,12 @@ impl Serve {
                 return Some(read.bin);
             }
             // A waited run is read even if background data fills the read-ahead.
-            let ahead = if class == Class::Waited { ahead + WAITED_AHEAD } else { ahead };
-            let room = ahead.saturating_sub(self.read_bytes).min(budget[class.index()]);
+            let (extra, budget) = match urgency {
+                Urgency::Again => (2 * WAITED_AHEAD, budget[0]),
+                Urgency::Waited => (WAITED_AHEAD, budget[0]),
+                Urgency::Background => (0, budget[1]),
+            };
+            let room = (ahead + extra).saturating_sub(self.read_bytes).min(budget);
             let Some((bin, chunks)) = lane.cut(held, room, &mut self.misses) else { continue };
             let again = self.known.sent_before(bin);
             let (next, state) = (chunks.start.0, ReadState::Reading(id));
@@ -235,15 +299,17 @@ impl Serve {
 
     /// Bytes that may go out now, in data of `class`. A piece that was begun is always finished:
     /// only whole pieces are acknowledged, so that a window smaller than one would wait for ever.
-    pub(super) fn allowance(&mut self, now: Instant, class: Class) -> u64 {
-        let waited = class == Class::Waited;
-        let in_flight = self.sent.in_flight();
+    pub(super) fn allowance(&mut self, now: Instant, urgency: Urgency) -> u64 {
+        let waited = urgency != Urgency::Background;
+        // A window that is full of what waits for a lost chunk must not hold that chunk up: what is
+        // sent again is only paced.
+        let in_flight = if urgency == Urgency::Again { 0 } else { self.sent.in_flight() };
         let allowed = self.controller.allowance(now, in_flight, waited);
         self.paced_until = None;
         if allowed >= congestion::SEGMENT_BYTES {
             return allowed;
         }
-        let begun = self.lanes[class.index()].begun() * congestion::SEGMENT_BYTES;
+        let begun = self.lanes[urgency.index()].begun() * congestion::SEGMENT_BYTES;
         if begun == 0 && self.controller.window_bytes(waited) > in_flight {
             self.paced_until = self.controller.paced_until(now, PACED_BYTES);
         }
@@ -280,18 +346,18 @@ impl Serve {
         }
     }
 
-    /// Builds the next batch of `class`, within `allowed` bytes.
+    /// Builds the next batch of this urgency, within `allowed` bytes.
     pub(super) fn fill(
         &mut self,
         now: Instant,
-        class: Class,
+        urgency: Urgency,
         allowed: u64,
         remote: ChannelId,
         timestamp_us: u64,
     ) -> Batch {
         let mut batch = Batch::default();
         let mut proofs = Writer::new(remote);
-        let lane = &mut self.lanes[class.index()];
+        let lane = &mut self.lanes[urgency.index()];
         let segments = BATCH_SEGMENTS.min((allowed / DATA_DATAGRAM_BYTES as u64) as usize);
         let mut left = segments;
         while left > 0 && self.sent.len() < SENT_RUNS_MAX {
@@ -342,13 +408,12 @@ impl Serve {
 
 impl Lane {
     /// Queues what is not queued yet.
-    fn push(&mut self, chunks: ChunkRange, again: bool) {
+    fn push(&mut self, chunks: ChunkRange) {
         let (mut at, end) = (chunks.start.0, chunks.end.0);
         while at < end {
             let (known, until) = self.queued.first_within(at, end).unwrap_or((end, end));
             if let Some(fresh) = ChunkRange::new(at, known) {
-                let queue = if again { &mut self.again } else { &mut self.ranges };
-                queue.push_back(fresh);
+                self.ranges.push_back(fresh);
                 self.queued_chunks += fresh.count();
                 self.queued.insert(at, known);
             }
@@ -371,10 +436,6 @@ impl Lane {
         if begun { read.chunks.end.0.min(granule.end.0) - read.next } else { 0 }
     }
 
-    fn is_reading(&self, chunks: ChunkRange) -> bool {
-        self.reads.iter().any(|read| read.chunks.contains(chunks) && read.next <= chunks.start.0)
-    }
-
     /// Takes a bin of at most `room` bytes off the front, with the chunks of it that are wanted.
     fn cut(
         &mut self,
@@ -383,10 +444,9 @@ impl Lane {
         misses: &mut Vec<ChunkRange>,
     ) -> Option<(Bin, ChunkRange)> {
         loop {
-            let queue = if self.again.is_empty() { &mut self.ranges } else { &mut self.again };
-            let front = *queue.front()?;
+            let front = *self.ranges.front()?;
             let Some((start, end)) = self.queued.first_within(front.start.0, front.end.0) else {
-                queue.pop_front();
+                self.ranges.pop_front();
                 continue;
             };
             let block = start >> BLOCK_LAYER;
@@ -401,11 +461,7 @@ impl Lane {
                 continue;
             };
             let end = end.min(held_until << BLOCK_LAYER);
-            let fits = |layer: u32| {
-                start.is_multiple_of(1 << layer)
-                    && start + (1 << layer) <= end
-                    && CHUNK_BYTES << layer <= room
-            };
+            let fits = |layer: u32| start.is_multiple_of(1 << layer) && start + (1 << layer) <= end;
             let layer = (BLOCK_LAYER..=READ_LAYER_MAX)
                 .rev()
                 .find(|layer| fits(*layer))

@@ -48,8 +48,10 @@ pub(super) struct Flight {
     /// The uncle that is missing though all chunks are there.
     pub(super) lacks: Option<Bin>,
     hashless: u8,
-    /// Something of it was asked for a second time: it gives no sample of the round-trip time.
+    /// Something of it was asked for a second time.
     again: bool,
+    /// It was asked for when nothing else was.
+    alone: bool,
 }
 
 impl Flight {
@@ -214,6 +216,9 @@ impl Source {
         let hedge_at = (class == Class::Waited)
             .then(|| now + (self.expected(class, rtt) * 2).max(Duration::from_millis(10)));
         let chunks = bin.chunks();
+        // Behind others it waits in the peer's queue: that is no round trip.
+        let alone = self.flights.is_empty()
+            || (class == Class::Waited && self.lanes[lane(class, false)].order.is_empty());
         let order = self.lanes[lane(class, false)].place(chunks);
         let flight = Flight {
             bin,
@@ -227,6 +232,7 @@ impl Source {
             lacks: None,
             hashless: 0,
             again: false,
+            alone,
         };
         if let Some(munro) = bin.munro() {
             self.offered.expect(munro);
@@ -315,7 +321,7 @@ impl Source {
         }
         if flight.got == 0 {
             flight.buffer = vec![0; flight.bin.byte_len() as usize];
-            if !flight.again {
+            if flight.alone && !flight.again {
                 rtt.sample(now, now.saturating_duration_since(flight.asked_at));
             }
         }

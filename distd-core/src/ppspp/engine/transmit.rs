@@ -101,7 +101,7 @@ impl Engine {
                 None => break,
             }
         }
-        for (chunks, delay_us) in channel.acks.drain(..) {
+        for (chunks, delay_us) in channel.acks.take() {
             writer.push(&Message::Ack { chunks, delay_us });
         }
         let says_miss = channel.understands(MessageType::Miss);
@@ -143,15 +143,15 @@ impl Engine {
     fn write_data(&mut self, now: Instant, index: ChannelIndex) {
         let timestamp_us = self.clock_us(now);
         let Some(channel) = self.channels.get_mut(index) else { return };
-        let Some(class) = channel.serve.ready() else { return };
-        let allowed = channel.serve.allowance(now, class);
+        let Some(urgency) = channel.serve.ready() else { return };
+        let allowed = channel.serve.allowance(now, urgency);
         self.touch(index);
         if allowed < DATA_DATAGRAM_BYTES as u64 {
             return;
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
         let before = channel.serve.read_bytes();
-        let batch = channel.serve.fill(now, class, allowed, channel.remote, timestamp_us);
+        let batch = channel.serve.fill(now, urgency, allowed, channel.remote, timestamp_us);
         self.read_bytes = self.read_bytes - before + channel.serve.read_bytes();
         let (to, key) = (channel.address, channel.swarm);
         for payload in batch.proofs {

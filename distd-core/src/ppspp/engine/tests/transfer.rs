@@ -63,6 +63,30 @@ fn a_whole_log_arrives_over_a_perfect_link_without_a_byte_too_many() {
 }
 
 #[test]
+fn a_whole_log_arrives_whatever_the_weather() {
+    for (seed, loss, duplication, jitter) in [
+        (1, 0.01, 0.0, 0),
+        (2, 0.1, 0.0, 0),
+        (3, 0.0, 0.1, 3),
+        (4, 0.05, 0.05, 10),
+        (5, 0.1, 0.1, 2),
+    ] {
+        let jitter = Duration::from_millis(jitter);
+        let weather = Weather { loss, duplication, jitter, ..FINE };
+        for class in [Class::Waited, Class::Background] {
+            let net = transfer(seed, 3, weather, class);
+            let downs: Vec<_> = net.nodes[1]
+                .events
+                .iter()
+                .filter(|event| matches!(event, Event::PeerDown { .. }))
+                .collect();
+            println!("seed {seed} {class:?}: {:?} {downs:?}", net.now - net.start);
+            println!("{:?}", net.nodes[1].engine.counters(net.nodes[1].swarm));
+        }
+    }
+}
+
+#[test]
 fn a_fetch_without_peers_fails_at_its_deadline() {
     let log = Log::new(1);
     let mut net = Net::new(1, FINE);
