@@ -18,6 +18,8 @@ use crate::exit::{Complaint, Exit};
 /// How long a node that knows a head from its cache listens for a newer one before it shows what it
 /// knows.
 const NEWS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a release that no head names is waited for, before it counts as not there.
+const PUBLISH_PATIENCE: Duration = Duration::from_millis(500);
 /// Names quoted in a message about one that is not there.
 const NAMES_SHOWN_MAX: usize = 20;
 
@@ -169,6 +171,24 @@ impl Target {
     /// lies. A head that the cache knows
     /// is good enough where nobody tells a newer one.
     pub fn release(
+        &self,
+        swarm: &Swarm,
+        timeout: Duration,
+        allow_stale: bool,
+    ) -> Result<(ByteRange, Release), TargetError> {
+        match self.release_by_head(swarm, timeout, allow_stale) {
+            Err(TargetError::NoTrack { .. } | TargetError::NoRelease { .. }) => {
+                // It may have been published this moment: the news of it is on its way.
+                let known = swarm.head_news().trusted;
+                let munros = known.map_or(0, |trusted| trusted.placed.head.munros);
+                swarm.wait_newer_head(munros, PUBLISH_PATIENCE);
+                self.release_by_head(swarm, timeout, allow_stale)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn release_by_head(
         &self,
         swarm: &Swarm,
         timeout: Duration,

@@ -11,6 +11,7 @@
 
 mod driver;
 mod event_loop;
+mod failures;
 mod follow;
 mod reading;
 mod server;

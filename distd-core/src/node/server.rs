@@ -17,7 +17,7 @@ use super::driver::Driver;
 use super::service::{NodeError, open_driver};
 
 /// How often the commit file is looked at. A look is one `stat`.
-const COMMIT_POLL: Duration = Duration::from_millis(250);
+const COMMIT_POLL: Duration = Duration::from_millis(50);
 
 /// How an origin serves.
 #[derive(Clone, Debug)]

@@ -151,6 +151,20 @@ impl Swarm {
         news.clone()
     }
 
+    /// Waits for a head of more than `munros`, at most `patience`. Blocks the calling thread.
+    pub fn wait_newer_head(&self, munros: u64, patience: Duration) -> HeadNews {
+        let known = |news: &mut HeadNews| {
+            news.trusted.as_ref().is_none_or(|trusted| trusted.placed.head.munros <= munros)
+        };
+        let news = self.shared.news();
+        let (news, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(news, patience, known)
+            .unwrap_or_else(PoisonError::into_inner);
+        news.clone()
+    }
+
     /// Reads blocks if the cache has them all, without waiting for the network. `false`: something is
     /// missing and `out` holds nothing of meaning.
     ///
