@@ -91,6 +91,14 @@ impl Known {
         proof
     }
 
+    /// Whether some of the block that holds `chunk` was sent.
+    pub(super) fn has_sent(&self, chunk: u64) -> bool {
+        let block = Bin::new(0, chunk).ancestor(BLOCK_LAYER);
+        let at = (block.offset() % BLOCKS) as usize;
+        let nodes = block.munro().and_then(|munro| self.munros.get(&munro));
+        nodes.is_some_and(|nodes| nodes.blocks[at / 64] & (1 << (at % 64)) != 0)
+    }
+
     /// Forgets what was sent with the blocks of `piece`, if they were sent before; whether they
     /// were.
     pub(super) fn sent_before(&mut self, piece: Bin) -> bool {

@@ -170,9 +170,12 @@ impl Serve {
             self.queue(again, Urgency::Again);
         }
         for (start, end) in wanted.iter() {
-            if let Some(chunks) = ChunkRange::new(start, end) {
-                self.queue(chunks, Urgency::of(class));
-            }
+            let Some(chunks) = ChunkRange::new(start, end) else { continue };
+            // A hole: the rest of its granule arrived, and is not acknowledged without it.
+            let granule = 1 << GRANULE_LAYER;
+            let hole = chunks.count() < granule && self.known.has_sent(start);
+            let urgency = if hole { Urgency::Again } else { Urgency::of(class) };
+            self.queue(chunks, urgency);
         }
         let queued: u64 = self.lanes.iter().map(|lane| lane.queued_chunks).sum();
         let ranges: usize = self.lanes.iter().map(|lane| lane.ranges.len()).sum();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::net::{FINE, Log, Net, Weather};
-use crate::ppspp::engine::{Class, Event, FetchError};
+use crate::ppspp::engine::{Class, DownReason, Event, FetchError};
 use crate::unit::{BlockIndex, BlockRange};
 
 fn blocks(start: u64, count: u64) -> BlockRange {
@@ -75,13 +75,12 @@ fn a_whole_log_arrives_whatever_the_weather() {
         let weather = Weather { loss, duplication, jitter, ..FINE };
         for class in [Class::Waited, Class::Background] {
             let net = transfer(seed, 3, weather, class);
-            let downs: Vec<_> = net.nodes[1]
-                .events
-                .iter()
-                .filter(|event| matches!(event, Event::PeerDown { .. }))
-                .collect();
-            println!("seed {seed} {class:?}: {:?} {downs:?}", net.now - net.start);
-            println!("{:?}", net.nodes[1].engine.counters(net.nodes[1].swarm));
+            let blamed = net.nodes[1].events.iter().any(|event| {
+                matches!(event, Event::PeerDown { reason, .. } if *reason != DownReason::Superseded)
+            });
+            assert!(!blamed, "an honest peer is never blamed");
+            let took = net.now - net.start;
+            assert!(took < Duration::from_secs(12), "seed {seed} {class:?}: {took:?}");
         }
     }
 }
