@@ -1,14 +1,15 @@
 //! A token bucket that spreads a window over its round trip.
 //!
-//! Batches go through whole: one system call and one segmented packet cost less than sixty, and a
-//! timer is no finer than a millisecond.
+//! Two milliseconds' worth goes through at once: one system call and one segmented packet cost less
+//! than sixty, and a timer is no finer than a millisecond. Slower paths get less at once, since
+//! their buffers may hold less.
 
 use std::time::{Duration, Instant};
 
-use super::SEGMENT_BYTES;
+use super::FOREGROUND_BYTES_INITIAL;
 
-/// Datagrams of one batch (the most that UDP_SEGMENT takes is 64).
-const BATCH_BYTES: u64 = 60 * SEGMENT_BYTES;
+/// What goes through at once in any case: the first window, so more than a granule.
+const BATCH_BYTES: u64 = FOREGROUND_BYTES_INITIAL;
 /// What the bucket holds, as a time at the current rate.
 const BURST: Duration = Duration::from_millis(2);
 /// No wait is longer: the rate changes meanwhile.
@@ -70,7 +71,8 @@ mod tests {
             let tokens = pacer.tokens(now, rate);
             pacer.on_sent(now, tokens, rate);
             sent += tokens;
-            let at = pacer.ready_at(now, 10 * SEGMENT_BYTES, rate).expect("an empty bucket");
+            let at =
+                pacer.ready_at(now, FOREGROUND_BYTES_INITIAL / 2, rate).expect("an empty bucket");
             assert!(at > now);
             now = at;
         }
