@@ -33,10 +33,11 @@ impl Pacer {
         self.tokens as u64
     }
 
-    /// `bytes` went out.
+    /// `bytes` went out. What the bucket did not hold is a debt, so that the rate holds all the
+    /// same; it is bounded like the bucket.
     pub(super) fn on_sent(&mut self, now: Instant, bytes: u64, rate: f64) {
         self.fill(now, rate);
-        self.tokens = (self.tokens - bytes as f64).max(0.0);
+        self.tokens = (self.tokens - bytes as f64).max(-Self::most(rate));
     }
 
     /// When a batch of `bytes` may go out, if not now.
@@ -51,15 +52,29 @@ impl Pacer {
 
     fn fill(&mut self, now: Instant, rate: f64) {
         let elapsed = now.saturating_duration_since(self.filled_at);
-        let most = (rate * BURST.as_secs_f64()).max(BATCH_BYTES as f64);
-        self.tokens = (self.tokens + rate * elapsed.as_secs_f64()).min(most);
+        self.tokens = (self.tokens + rate * elapsed.as_secs_f64()).min(Self::most(rate));
         self.filled_at = self.filled_at.max(now);
+    }
+
+    fn most(rate: f64) -> f64 {
+        (rate * BURST.as_secs_f64()).max(BATCH_BYTES as f64)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_goes_out_unasked_is_a_debt() {
+        let now = Instant::now();
+        let mut pacer = Pacer::new(now);
+        pacer.on_sent(now, 2 * BATCH_BYTES, 1e6);
+        assert_eq!(pacer.tokens(now, 1e6), 0);
+        let at = pacer.ready_at(now, 1000, 1e6).expect("in debt");
+        assert!(at >= now + Duration::from_millis(BATCH_BYTES / 1000));
+        assert_eq!(pacer.tokens(at + Duration::from_secs(1), 1e6), BATCH_BYTES);
+    }
 
     #[test]
     fn a_bucket_lets_its_rate_through_and_a_batch_at_once() {
