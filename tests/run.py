@@ -33,7 +33,7 @@ def main():
     parser.add_argument("-j", "--jobs", type=int, default=1)
     parser.add_argument("patterns", nargs="*")
     arguments = parser.parse_args()
-    promises = [p for p in discover() if not arguments.patterns or any(x in p.name for x in arguments.patterns)]
+    promises = [p for p in discover() if not arguments.patterns or any(x in f"{p.module}.{p.name}" for x in arguments.patterns)]
     if arguments.list:
         for promise in promises:
             print(f"{promise.module}.{promise.name}")
@@ -83,7 +83,7 @@ def run_all(promises, jobs):
 
 def run_one(promise):
     """(held, seconds, output) of one promise; its deadline ends every process of its namespace."""
-    scratch = tempfile.mkdtemp(prefix="distd-e2e-", dir=os.environ.get("TMPDIR", "/var/tmp"))
+    scratch = tempfile.mkdtemp(prefix=leftovers.OURS, dir=os.environ.get("TMPDIR", "/var/tmp"))
     command = ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child=KILL", "--mount-proc"]
     command += ["--propagation", "private", sys.executable, "-B", str(HERE / "lib" / "alone.py")]
     command += [promise.module, promise.name, scratch]

@@ -98,7 +98,7 @@ class World:
         """Mounts with this world's cache and returns the mount point."""
         point = point or self.mountpoint
         options = ",".join(x for x in (f"cache={self.cache}", options) if x)
-        result = self.fs("mount", source or self.url(), point, "-o", options, code=code, **more)
+        result = self.fs("mount", self.url() if source is None else source, point, "-o", options, code=code, **more)
         return point if result.code == 0 else result
 
     def umount(self, point=None):

@@ -10,7 +10,7 @@ from lib import compare, hosts, tree
 from lib.network import NODE, ORIGIN
 from lib.promises import promise
 
-KILLS = int(os.environ.get("DISTD_KILLS", "20"))
+KILLS = int(os.environ.get("DISTD_KILLS", "100"))
 WRITING_CALLS = ("write", "pwrite64", "writev", "pwritev", "pwritev2", "fsync", "fdatasync", "sync_file_range", "ftruncate", "fallocate",
                  "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "link", "linkat")
 
@@ -34,7 +34,7 @@ def publishing(world, source, release, *before):
     return hosts.start(ORIGIN, *words, err=subprocess.DEVNULL, env=env)
 
 
-@promise(seconds=30 + 12 * KILLS)
+@promise(seconds=60 + 4 * KILLS)
 def publish_survives_kill_9_at_random_instants(world):
     source = tree.small(world.dir / "source")
     world.init()
@@ -103,14 +103,14 @@ def each_call(world, fault, instants):
     world.origin("verify")
 
 
-@promise(seconds=60 + 12 * KILLS)
+@promise(seconds=60 + 3 * KILLS)
 def node_survives_kill_9_under_load(world):
     source = tree.small(world.dir / "source")
     for name in ("x", "y", "z"):
         tree.incompressible(source / name, 6 * tree.MIB, seed=name)
     world.published(source)
     chance = random.Random(12)
-    for _ in range(KILLS):
+    for _ in range(KILLS // 4):
         mount = world.mount()
         reader = subprocess.Popen(["sh", "-c", f"cat {mount}/*"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(0, 0.3))

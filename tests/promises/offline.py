@@ -97,7 +97,7 @@ def every_waiting_caller_dies_when_killed(world):
     callers = {
         "cat": ["cat", mount / "unread"],
         "second cat": ["cat", mount / "unread"],
-        "mmap": ["python3", "-c", "import mmap, sys; f = open(sys.argv[1], 'rb'); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[9]", mount / "unread2"],
+        "mmap": ["python3", "-c", "import mmap, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); f = open(sys.argv[1], 'rb'); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[9]", mount / "unread2"],
         "exec": ["sh", "-c", f"exec {mount / 'unread'}"],
         "find": ["find", mount],
     }

@@ -42,7 +42,7 @@ def mutations(mount):
     yield "rename(directory)", lambda: os.rename(directory, new)
     yield "renameat2(EXCHANGE)", lambda: _call("renameat2", -100, file, -100, os.fsencode(mount / "big"), 2)
     yield "chmod", lambda: os.chmod(file, 0o777)
-    yield "fchmodat", lambda: os.chmod("file0", 0o777, dir_fd=os.open(mount / "bin", os.O_RDONLY))
+    yield "fchmodat", lambda: _call("fchmodat", -100, os.fsencode(mount / "link"), 0o777, 0)
     yield "chown", lambda: os.chown(file, 1, 1)
     yield "lchown", lambda: os.lchown(mount / "link", 1, 1)
     yield "utimensat", lambda: os.utime(file, ns=(now, now))
