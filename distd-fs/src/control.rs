@@ -158,7 +158,7 @@ pub enum CallError {
 pub fn call(cache: &Path, request: &Request, patience: Duration) -> Result<Answer, CallError> {
     let no_node = || CallError::NoNode { cache: cache.to_owned() };
     let broken = |source| CallError::Broken { cache: cache.to_owned(), source };
-    let Ok(directory) = File::open(cache) else { return Err(no_node()) };
+    let Ok(directory) = open_directory(cache) else { return Err(no_node()) };
     let stream =
         UnixStream::connect(short_path(&directory)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => no_node(),
@@ -187,6 +187,14 @@ fn other_version(found: u32) -> Complaint {
         "the node speaks version {found} of the control protocol, this program version {VERSION}: \
          unmount everything and mount again, so that both are of one version"
     ))
+}
+
+/// Opens the cache's directory, and nothing else: what was planted there in its place (a fifo) would
+/// block.
+fn open_directory(cache: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(cache, flags, Mode::empty())?.into())
 }
 
 /// The socket's path through the open directory: socket addresses hold 107 bytes only, and the
@@ -222,7 +230,7 @@ pub trait Responder: Send + Sync + 'static {
 /// Binds the control socket of a cache whose lock the caller holds, so that a socket that lies there
 /// is a dead node's.
 pub fn bind(cache: &Path) -> io::Result<UnixListener> {
-    let directory = File::open(cache)?;
+    let directory = open_directory(cache)?;
     match rustix::fs::unlinkat(&directory, SOCKET_NAME, rustix::fs::AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
@@ -352,7 +360,7 @@ mod tests {
     }
 
     fn say(cache: &Path, bytes: &[u8]) -> Vec<u8> {
-        let directory = File::open(cache).expect("is there");
+        let directory = open_directory(cache).expect("is there");
         let mut stream = UnixStream::connect(short_path(&directory)).expect("connects");
         // The node may hang up before all is written.
         let _ = stream.write_all(bytes);

@@ -170,8 +170,23 @@ pub fn mount<B: Blocks>(
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     config.n_threads = Some(threads.clamp(2, THREADS_MAX));
     config.clone_fd = true;
-    config.mount_options = vec![
-        MountOption::FSName(source_option(source)),
+    let adapter = Adapter::new(fs, check_modes);
+    let session = if rustix::process::geteuid().is_root() {
+        config.mount_options = kernel_options(source, options, check_modes);
+        Session::new(adapter, directory, &config)
+    } else {
+        crate::fusermount::mount(directory, &user_options(source, options, check_modes))
+            .and_then(|descriptor| Session::from_fd(adapter, descriptor, config.acl, config))
+    };
+    let session = session
+        .map_err(|source| MountError::Refused { directory: directory.to_owned(), source })?;
+    tune(directory);
+    Ok(session)
+}
+
+fn kernel_options(source: &str, options: &MountOptions, check_modes: bool) -> Vec<MountOption> {
+    let mut list = vec![
+        MountOption::FSName(source.to_owned()),
         // As a plain option, because fuser drops `Subtype` where it calls mount(2) itself.
         MountOption::CUSTOM("subtype=distd".to_owned()),
         MountOption::RO,
@@ -180,21 +195,29 @@ pub fn mount<B: Blocks>(
         if options.exec { MountOption::Exec } else { MountOption::NoExec },
     ];
     if check_modes {
-        config.mount_options.push(MountOption::DefaultPermissions);
+        list.push(MountOption::DefaultPermissions);
     }
-    let session = Session::new(Adapter::new(fs, check_modes), directory, &config)
-        .map_err(|source| MountError::Refused { directory: directory.to_owned(), source })?;
-    tune(directory);
-    Ok(session)
+    list
 }
 
-/// The source as an option: mount(2) takes it as it is, fusermount3 takes a list with commas.
-fn source_option(source: &str) -> String {
-    if rustix::process::geteuid().is_root() {
-        source.to_owned()
-    } else {
-        source.replace('\\', "\\\\").replace(',', "\\,")
+/// The same for fusermount3, which lets users have neither set-id bits nor devices.
+fn user_options(source: &str, options: &MountOptions, check_modes: bool) -> Vec<String> {
+    let mut list = vec![
+        format!("fsname={}", crate::fusermount::escape(source)),
+        "subtype=distd".to_owned(),
+        "ro".to_owned(),
+    ];
+    if !options.exec {
+        list.push("noexec".to_owned());
     }
+    if check_modes {
+        list.push("default_permissions".to_owned());
+    }
+    if options.access != Access::Owner {
+        // The kernel knows no `allow_root`: fuser keeps the others out.
+        list.push("allow_other".to_owned());
+    }
+    list
 }
 
 /// Sets the mount's read-ahead. Best effort: only root may, and a container may not see sysfs.

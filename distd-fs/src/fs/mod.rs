@@ -6,6 +6,7 @@
 
 mod attributes;
 mod extent_map;
+mod failed;
 mod nodes;
 mod read;
 mod readahead;
@@ -49,6 +50,7 @@ pub struct Fs<B> {
     pub(crate) nodes: Arc<Nodes<B>>,
     pub(crate) inodes: Inodes,
     pub(crate) readahead: ReadAhead,
+    pub(crate) failed: failed::Failed,
     pub(crate) journal: Journal,
     timeout: Duration,
 }
@@ -100,6 +102,7 @@ impl<B: Blocks> Fs<B> {
             blocks,
             inodes: Inodes::new(view),
             readahead: ReadAhead::default(),
+            failed: failed::Failed::default(),
             journal: Journal::default(),
             timeout,
         })

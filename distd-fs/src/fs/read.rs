@@ -5,6 +5,7 @@
 //! short one in the middle of a file would count as its end and poison the page cache.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use distd_core::limits::BLOCK_BYTES;
@@ -107,6 +108,10 @@ impl<B: Blocks> Fs<B> {
         if missing.is_empty() {
             return then(Ok(finish(buffer)));
         }
+        let now = Instant::now();
+        if missing.iter().any(|(_, range)| self.failed.is_repeated(inode.number, *range, now)) {
+            return then(Err(Failure::Unavailable));
+        }
         let requests = missing.len();
         let gathering = Arc::new(Gathering {
             state: Mutex::new(State { buffer, left: requests, failure: None, then: None }),
@@ -142,6 +147,7 @@ impl<B: Blocks> Fs<B> {
     }
 
     fn failed(&self, inode: &Inode, range: BlockRange, error: &Unavailable) -> Failure {
+        self.failed.record(inode.number, range, Instant::now());
         self.journal.failed_read(&self.path(inode), Some(range), error);
         Failure::Unavailable
     }

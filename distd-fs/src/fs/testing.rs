@@ -24,6 +24,7 @@ pub(crate) struct Memory {
     held: Mutex<BTreeSet<u64>>,
     pub(crate) offline: AtomicBool,
     pub(crate) fetched: AtomicU64,
+    pub(crate) asked: AtomicU64,
     pub(crate) prefetched: Mutex<Vec<BlockRange>>,
     pub(crate) requests: Mutex<Vec<BlockRange>>,
 }
@@ -69,6 +70,7 @@ impl Blocks for Memory {
     }
 
     fn read(&self, blocks: BlockRange, _: Purpose, _: Instant, done: Done) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let result = self.fetch(blocks);
         std::thread::spawn(move || done(result));
     }

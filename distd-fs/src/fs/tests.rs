@@ -167,6 +167,24 @@ fn what_is_local_is_read_offline_and_what_is_not_fails_by_the_deadline() {
 }
 
 #[test]
+fn a_read_that_failed_fails_at_once_when_the_kernel_repeats_it() {
+    let memory = Arc::new(Memory::default());
+    let builder = Builder(Arc::clone(&memory));
+    let fs = fs(&memory, builder.directory(vec![entry("f", builder.file(&[1; 200_000]))]));
+    let file = lookup(&fs, ROOT, "f").expect("is there").number;
+    memory.offline.store(true, Ordering::Relaxed);
+    assert_eq!(read(&fs, file, 0, 131_072), Err(Failure::Unavailable));
+    let asked = memory.asked.load(Ordering::Relaxed);
+    assert_eq!(read(&fs, file, 0, 4096), Err(Failure::Unavailable));
+    assert_eq!(memory.asked.load(Ordering::Relaxed), asked, "nobody was asked again");
+    assert_eq!(read(&fs, file, 131_072, 4096), Err(Failure::Unavailable));
+    assert_eq!(memory.asked.load(Ordering::Relaxed), asked + 1, "other blocks are asked for");
+    memory.offline.store(false, Ordering::Relaxed);
+    std::thread::sleep(super::failed::REPEAT);
+    assert_eq!(read(&fs, file, 0, 4096), Ok(vec![1; 4096]), "and later these too");
+}
+
+#[test]
 fn published_attributes_are_listed_and_distds_own_only_answer() {
     let memory = Arc::new(Memory::default());
     let builder = Builder(Arc::clone(&memory));
@@ -181,7 +199,8 @@ fn published_attributes_are_listed_and_distds_own_only_answer() {
     assert_eq!(names(false), Ok(b"system.posix_acl_access\0".to_vec()));
     assert_eq!(get(file, "system.posix_acl_access"), Ok(b"acl".to_vec()));
     assert_eq!(get(file, "user.none"), Err(Failure::NoAttribute));
-    assert_eq!(get(file, "user.distd.release"), Ok(b"1".to_vec()));
+    assert_eq!(get(file, "user.distd.release"), Ok(b"stable@1".to_vec()));
+    assert_eq!(get(ROOT, "user.distd.version"), Ok(b"1".to_vec()));
     assert_eq!(get(ROOT, "user.distd.track"), Ok(b"stable".to_vec()));
     assert_eq!(get(file, "user.distd.blake3"), Ok("ab".repeat(32).into_bytes()));
     assert_eq!(get(file, "user.distd.uids"), Ok(b"3-11".to_vec()));

@@ -87,8 +87,8 @@ impl<B: Blocks> Fs<B> {
             (b"local", EntryKind::File(_)) => {
                 shown(self.local(map.ok_or(Failure::Damaged)?.data()))
             }
-            (b"release", _) => release.version.clone(),
-            (b"version", _) => env!("CARGO_PKG_VERSION").to_owned(),
+            (b"release", _) => format!("{}@{}", release.track, release.version),
+            (b"version", _) => release.version.clone(),
             (b"track", _) => release.track.clone(),
             (b"origin", _) => found.inode.view.origin.to_string(),
             (b"blake3", EntryKind::File(file)) => {
