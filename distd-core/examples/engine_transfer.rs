@@ -22,9 +22,9 @@ struct Munro {
 }
 
 fn log(key: &OriginKey, munros: u64) -> Vec<Munro> {
-    let munro = |index| {
+    let munro = |index: u64| {
         let bytes: Vec<u8> = (0..MUNRO_BYTES / 8)
-            .flat_map(|i| (i ^ index << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+            .flat_map(|i| (i ^ (index << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
             .collect();
         let nodes = MunroTree::hash_content(MunroIndex(index), &bytes);
         let time = NtpTime::from_unix(1_800_000_000, 0);

@@ -119,14 +119,12 @@ impl Engine {
             return None;
         }
         let known = self.half_open.find(now, from, key).filter(|entry| entry.remote == remote);
-        let local = match known {
-            Some(entry) => entry.local,
-            None => {
-                let local = self.new_channel_id();
-                let entry =
-                    HalfOpen { address: from, swarm: key, local, remote, messages, since: now };
-                self.half_open.insert(&mut self.rng, entry).then_some(local)?
-            }
+        let local = if let Some(entry) = known {
+            entry.local
+        } else {
+            let local = self.new_channel_id();
+            let entry = HalfOpen { address: from, swarm: key, local, remote, messages, since: now };
+            self.half_open.insert(&mut self.rng, entry).then_some(local)?
         };
         let swarm = self.swarms.get_mut(&key)?;
         let held = swarm.serve.then_some(&swarm.held);

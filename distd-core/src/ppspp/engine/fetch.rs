@@ -389,10 +389,4 @@ impl Ledger {
         }
         Some(fetch.tried)
     }
-
-    /// Runs and fetches, to show that nothing leaks.
-    #[cfg(test)]
-    pub(super) fn sizes(&self) -> [usize; 4] {
-        [self.fetches.len(), self.runs.len(), self.pending.len(), self.parked.len()]
-    }
 }

@@ -145,7 +145,9 @@ mod tests {
             let first = (from..from + len).find(|i| plain.contains(i));
             prop_assert_eq!(set.first_within(from, from + len).map(|(s, _)| s), first);
             let mut other = IntervalSet::default();
-            others.iter().for_each(|(s, l)| other.insert(*s, s + l));
+            for (s, l) in others {
+                other.insert(s, s + l);
+            }
             let common = plain.iter().copied().find(|i| other.contains(*i, i + 1));
             prop_assert_eq!(set.first_common(&other).map(|(s, _)| s), common);
         }

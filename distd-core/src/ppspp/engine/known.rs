@@ -27,7 +27,7 @@ pub(super) struct Known {
 #[derive(Clone, Copy, Debug, Default)]
 struct Nodes {
     /// By slot: nodes that the peer has or can compute. Slot 1: the munro with its signature.
-    nodes: [u64; 8],
+    slots: [u64; 8],
     /// Blocks of which chunks were sent.
     blocks: [u64; 4],
     used: u64,
@@ -35,10 +35,10 @@ struct Nodes {
 
 impl Nodes {
     fn has(&self, slot: usize) -> bool {
-        self.nodes[slot / 64] & (1 << (slot % 64)) != 0
+        self.slots[slot / 64] & (1 << (slot % 64)) != 0
     }
     fn set(&mut self, slot: usize) {
-        self.nodes[slot / 64] |= 1 << (slot % 64);
+        self.slots[slot / 64] |= 1 << (slot % 64);
     }
 }
 
@@ -118,11 +118,11 @@ impl Known {
             let mut slot = MunroTree::slot(block.bin()).unwrap_or(1);
             while slot > 1 {
                 for forgotten in [slot, slot ^ 1] {
-                    nodes.nodes[forgotten / 64] &= !(1 << (forgotten % 64));
+                    nodes.slots[forgotten / 64] &= !(1 << (forgotten % 64));
                 }
                 slot /= 2;
             }
-            nodes.nodes[0] &= !(1 << 1);
+            nodes.slots[0] &= !(1 << 1);
         }
         before
     }

@@ -187,7 +187,9 @@ impl Engine {
     /// Leaves all swarms; what is polled afterwards says goodbye (RFC 7574 §3.1.1).
     pub fn close_all(&mut self, now: Instant) {
         let keys: Vec<SwarmKey> = self.swarms.keys().copied().collect();
-        keys.into_iter().for_each(|key| self.remove_swarm(now, key));
+        for key in keys {
+            self.remove_swarm(now, key);
+        }
     }
 
     /// Asks for blocks, whoever has them; may be called before any peer is known. Ends with

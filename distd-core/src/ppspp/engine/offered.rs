@@ -21,7 +21,7 @@ struct Hashes {
     flights: u32,
     /// Slots of the munro's tree, in order of arrival, and the hash of each.
     slots: Vec<u16>,
-    hashes: Vec<NodeHash>,
+    values: Vec<NodeHash>,
 }
 
 impl Offered {
@@ -55,12 +55,11 @@ impl Offered {
             return;
         };
         let slot = slot as u16;
-        match known.slots.iter().position(|other| *other == slot) {
-            Some(at) => known.hashes[at] = hash,
-            None => {
-                known.slots.push(slot);
-                known.hashes.push(hash);
-            }
+        if let Some(at) = known.slots.iter().position(|other| *other == slot) {
+            known.values[at] = hash;
+        } else {
+            known.slots.push(slot);
+            known.values.push(hash);
         }
     }
 
@@ -69,6 +68,6 @@ impl Offered {
         let known = self.munros.get(&bin.munro()?)?;
         let slot = MunroTree::slot(bin)? as u16;
         let at = known.slots.iter().position(|other| *other == slot)?;
-        known.hashes.get(at).copied()
+        known.values.get(at).copied()
     }
 }

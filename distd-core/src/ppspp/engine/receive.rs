@@ -156,9 +156,9 @@ impl Receive<'_> {
     }
 
     fn has_hash(&mut self, bin: Bin) -> bool {
-        let Some(tree) = bin.munro().and_then(|munro| self.swarm.trees.peek(&munro)) else {
-            return false;
-        };
+        let Some(munro) = bin.munro() else { return false };
+        self.swarm.trust_newest(munro);
+        let Some(tree) = self.swarm.trees.peek(&munro) else { return false };
         tree.node(bin).is_some() || self.channel.source.offered.hash(bin).is_some()
     }
 

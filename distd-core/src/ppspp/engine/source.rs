@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
-use crate::unit::{Bin, ChunkRange};
+use crate::unit::{Bin, ChunkRange, MunroIndex};
 
 use super::event::Class;
 use super::interval::IntervalSet;
@@ -501,7 +501,7 @@ impl Source {
     /// may be one that it proves.
     fn computes_later(&self, complete: &Flight) -> bool {
         let bin = complete.bin;
-        let munro = bin.munro().map_or(bin, |munro| munro.bin()).chunks();
+        let munro = bin.munro().map_or(bin, MunroIndex::bin).chunks();
         let mut others = self.flights.range(munro.start.0..munro.end.0);
         others.any(|(_, other)| {
             other.class == complete.class && other.order < complete.order && !other.is_complete()

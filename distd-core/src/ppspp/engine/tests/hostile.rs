@@ -42,7 +42,7 @@ impl Stranger {
         let address = SocketAddr::from((Ipv4Addr::new(192, 0, 2, last_octet), 9));
         let (to, id) = (net.nodes[at].address, net.nodes[at].log.key.id().swarm_id());
         net.nodes[at].keep_sent = true;
-        net.inject(address, to, handshake::datagram_1(ChannelId(99), &id));
+        net.inject(address, to, &handshake::datagram_1(ChannelId(99), &id));
         net.run_for(Duration::from_millis(50));
         let answer = net.nodes[at].sent.iter().rev().find(|(_, to, _)| *to == address);
         let (.., answer) = answer.expect("an answer");
@@ -59,9 +59,11 @@ impl Stranger {
     fn say(&self, net: &mut Net, at: usize, messages: &[Message<'_>]) {
         let mut datagram = Vec::new();
         let mut encoder = Encoder::new(&mut datagram, self.remote, &WireProfile::LIVE, 1472);
-        messages.iter().for_each(|message| encoder.push(message).expect("fits"));
+        for message in messages {
+            encoder.push(message).expect("fits");
+        }
         let to = net.nodes[at].address;
-        net.inject(self.address, to, datagram);
+        net.inject(self.address, to, &datagram);
     }
 }
 
@@ -285,8 +287,8 @@ fn two_engines_fed_garbage_fall_silent() {
                 let at = net.rng.random_range(0..datagram.len());
                 datagram[at] ^= 1 << net.rng.random_range(0..8);
             }
-            net.inject(a, b, datagram.clone());
-            net.inject(b, a, datagram);
+            net.inject(a, b, &datagram);
+            net.inject(b, a, &datagram);
         }
         net.run_for(Duration::from_secs(150));
         let sent = |net: &Net| -> u64 {
@@ -441,4 +443,64 @@ fn nothing_is_left_of_peers_that_come_and_go() {
     assert_eq!(net.nodes[node].engine.read_bytes, 0);
     assert!(net.nodes[node].engine.reads.is_empty());
     assert!(net.nodes[node].engine.by_channel_id.is_empty());
+}
+
+#[test]
+fn a_choke_sends_runs_elsewhere_and_an_unchoke_brings_them_back() {
+    let log = Log::new(1);
+    let mut net = Net::new(15, FINE);
+    let node = net.add(&log, None);
+    let stranger = Stranger::open(&mut net, node, 1);
+    let all = ChunkRange::new(0, 1024).expect("some");
+    stranger.say(&mut net, node, &[Message::Have(all)]);
+    net.run_for(Duration::from_millis(20));
+    let asked = |net: &mut Net| {
+        let sent = std::mem::take(&mut net.nodes[node].sent);
+        let wants = sent.iter().filter(|(_, to, _)| *to == stranger.address);
+        let wants = wants.flat_map(|(.., datagram)| {
+            decode(datagram, &WireProfile::LIVE).expect("valid").collect::<Vec<_>>()
+        });
+        wants.filter(|message| matches!(message, Message::Want { .. })).count()
+    };
+    let fetch = net.nodes[node].fetch(net.now, blocks(0, 1), Class::Waited);
+    net.run_for(Duration::from_millis(10));
+    assert_eq!(asked(&mut net), 1);
+    stranger.say(&mut net, node, &[Message::Choke]);
+    net.run_for(Duration::from_millis(10));
+    asked(&mut net);
+    net.run_for(Duration::from_millis(500));
+    // RFC 7574 3.9: a choked peer MUST NOT send new requests.
+    assert_eq!(asked(&mut net), 0);
+    stranger.say(&mut net, node, &[Message::Unchoke]);
+    net.run_for(Duration::from_millis(10));
+    assert_eq!(asked(&mut net), 1);
+    stranger.say(&mut net, node, &[Message::Choke]);
+    net.run_for(Duration::from_millis(10));
+    let honest = net.add_origin(&log);
+    net.connect(node, honest);
+    assert!(net.run_until_fetched(node, fetch) < Duration::from_millis(50));
+}
+
+#[test]
+fn a_source_that_drips_is_hedged() {
+    let log = Log::new(1);
+    let mut net = Net::new(16, FINE);
+    let (slow, honest) = (net.add_origin(&log), net.add_origin(&log));
+    let node = net.add(&log, None);
+    // One chunk in a hundred gets through, so that something always arrives.
+    net.nodes[slow].tamper = Some(|datagram, rng| {
+        if datagram.len() == 1053 && rng.random_bool(0.99) {
+            datagram.clear();
+        }
+    });
+    net.connect(node, slow);
+    net.run_for(Duration::from_millis(100));
+    net.connect(node, honest);
+    net.run_for(Duration::from_millis(100));
+    let mut slowest = Duration::ZERO;
+    for i in 0..32 {
+        let fetch = net.nodes[node].fetch(net.now, blocks(i * 4, 4), Class::Waited);
+        slowest = slowest.max(net.run_until_fetched(node, fetch));
+    }
+    assert!(slowest < Duration::from_millis(300), "{slowest:?}");
 }

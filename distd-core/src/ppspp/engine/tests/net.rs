@@ -223,7 +223,7 @@ impl Net {
     }
 
     /// Puts a datagram on the wire.
-    pub(super) fn inject(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+    pub(super) fn inject(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         let weather = self.weather;
         if self.rng.random_bool(weather.loss) {
             return;
@@ -233,7 +233,7 @@ impl Net {
             let jitter = weather.jitter.mul_f64(self.rng.random());
             self.sequence += 1;
             let at = (self.now + weather.delay + jitter, self.sequence);
-            self.wire.insert(at, (from, to, datagram.clone()));
+            self.wire.insert(at, (from, to, datagram.to_vec()));
         }
     }
 
@@ -277,7 +277,7 @@ impl Net {
                         node.sent.push((now, transmit.to, datagram.clone()));
                     }
                     if !node.dead {
-                        self.inject(from, transmit.to, datagram);
+                        self.inject(from, transmit.to, &datagram);
                     }
                 }
             }

@@ -72,7 +72,7 @@ fn a_whole_log_arrives_whatever_the_weather() {
         (5, 0.1, 0.1, 2),
     ] {
         let jitter = Duration::from_millis(jitter);
-        let weather = Weather { loss, duplication, jitter, ..FINE };
+        let weather = Weather { jitter, loss, duplication, ..FINE };
         for class in [Class::Waited, Class::Background] {
             let net = transfer(seed, 3, weather, class);
             let blamed = net.nodes[1].events.iter().any(|event| {
