@@ -88,7 +88,7 @@ def xattrs_of_distd_tell_about_a_file(world):
     mount = world.mount()
     for name, content in (("abc", b"abc"), ("empty", b"")):
         assert os.getxattr(mount / name, "user.distd.blake3").decode() == BLAKE3[content]
-    for name, value in (("release", "v1"), ("track", "stable"), ("origin", world.id)):
+    for name, value in (("release", "stable@v1"), ("version", "v1"), ("track", "stable"), ("origin", world.id)):
         for path in (mount, mount / "lib/a/file1"):
             told = os.getxattr(path, f"user.distd.{name}").decode()
             assert told == value, f"{path}: user.distd.{name} is {told!r}, not {value!r}"

@@ -143,7 +143,9 @@ def flipped_bits_on_the_wire_reach_no_reader(world):
 
 @promise(seconds=240, delay_ms=5, loss=0.02)
 def lost_datagrams_cost_time_and_nothing_else(world):
-    source = tree.small(world.dir / "source")
+    source = world.dir / "source"
+    source.mkdir()
+    tree.incompressible(source / "file", 2 * tree.MIB)
     world.published(source)
     mount = world.mount()
     compare.same(source, mount)

@@ -166,8 +166,8 @@ def a_mount_follows_its_track_and_open_files_keep_theirs(world):
         assert old.read() == "one"
     compare.same(source, mount)
     assert (pinned / "lib/version").read_text() == "one" and not (pinned / "lib/new").exists()
-    assert os.getxattr(mount, "user.distd.release") == b"v2"
-    assert os.getxattr(pinned, "user.distd.release") == b"v1"
+    assert os.getxattr(mount, "user.distd.version") == b"v2"
+    assert os.getxattr(pinned, "user.distd.version") == b"v1"
 
 
 @promise(seconds=120)

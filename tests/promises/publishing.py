@@ -139,6 +139,7 @@ def rollback_brings_back_the_old_tree(world):
     (source / "extra").write_text("x")
     world.publish(source, "v2")
     mount = world.mount()
+    hosts.until(lambda: (mount / "extra").exists(), 10, "the new release at a mount")
     compare.same(source, mount)
     world.origin("rollback", "--track", "stable", "--to", "v1")
     hosts.until(lambda: not (mount / "extra").exists(), 30, "the rollback at a running mount")
@@ -161,7 +162,8 @@ def publish_while_serve_runs_is_announced(world):
         world.publish(source, f"v{number}")
         point = world.dir / f"mount{number}"
         point.mkdir()
-        world.mount(world.url(release=f"v{number}"), point)
+        # `serve` looks for a new commit about once a second.
+        hosts.until(lambda: world.mount(world.url(release=f"v{number}"), point, code=None) == point, 5, "the release at a mount")
         assert (point / "number").read_text() == str(number)
         compare.same(source, point)
 
