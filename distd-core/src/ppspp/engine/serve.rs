@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::congestion::{self, Controller};
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
-use crate::ppspp::codec::{ChannelId, Message, WireProfile};
+use crate::ppspp::codec::{ChannelId, Message, MessageType};
 use crate::tree::VerifiedRun;
 use crate::unit::{Bin, ChunkRange};
 
@@ -391,9 +391,9 @@ impl Serve {
             left -= count;
             self.sent.add(chunks.start.0, (count * DATA_DATAGRAM_BYTES) as u64);
             let base = read.bin.chunks().start.0;
-            for chunk in read.next..end {
-                let at = ((chunk - base) * CHUNK_BYTES) as usize;
-                let payload = &run.bytes()[at..at + CHUNK_BYTES as usize];
+            let at = ((read.next - base) * CHUNK_BYTES) as usize;
+            let (payloads, _) = run.bytes()[at..].as_chunks::<{ CHUNK_BYTES as usize }>();
+            for (chunk, payload) in (read.next..end).zip(payloads) {
                 write_data(&mut batch.data, remote, chunk, timestamp_us, payload);
             }
             read.next = end;
@@ -480,12 +480,45 @@ impl Lane {
     }
 }
 
-/// One datagram with one chunk: RFC 7574 8.6: DATA in the tail of the datagram.
-fn write_data(out: &mut Vec<u8>, remote: ChannelId, chunk: u64, timestamp_us: u64, payload: &[u8]) {
-    let start = out.len();
-    out.extend_from_slice(&remote.0.to_be_bytes());
-    let written = ChunkRange::new(chunk, chunk + 1).is_some_and(|chunks| {
-        Message::Data { chunks, timestamp_us, payload }.encode(&WireProfile::LIVE, out).is_ok()
-    });
-    assert!(written && out.len() - start == DATA_DATAGRAM_BYTES, "a chunk is one datagram");
+/// One datagram with one chunk (RFC 7574 §8.6), as [`Message::Data`] encodes it, without its checks:
+/// this is most of what a sender does.
+fn write_data(
+    out: &mut Vec<u8>,
+    remote: ChannelId,
+    chunk: u64,
+    timestamp_us: u64,
+    payload: &[u8; CHUNK_BYTES as usize],
+) {
+    let mut head = [0; DATA_DATAGRAM_BYTES - CHUNK_BYTES as usize];
+    head[..4].copy_from_slice(&remote.0.to_be_bytes());
+    head[4] = MessageType::Data.code();
+    head[5..13].copy_from_slice(&chunk.to_be_bytes());
+    head[13..21].copy_from_slice(&chunk.to_be_bytes());
+    head[21..].copy_from_slice(&timestamp_us.to_be_bytes());
+    out.extend_from_slice(&head);
+    out.extend_from_slice(payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ppspp::codec::WireProfile;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn data_is_written_as_the_codec_writes_it(
+            remote: u32, chunk in 0u64..1 << 50, timestamp_us: u64, byte: u8,
+        ) {
+            let payload = [byte; CHUNK_BYTES as usize];
+            let mut fast = Vec::new();
+            write_data(&mut fast, ChannelId(remote), chunk, timestamp_us, &payload);
+            let mut plain = remote.to_be_bytes().to_vec();
+            let chunks = ChunkRange::new(chunk, chunk + 1).expect("one");
+            Message::Data { chunks, timestamp_us, payload: &payload }
+                .encode(&WireProfile::LIVE, &mut plain)
+                .expect("a chunk");
+            prop_assert_eq!(fast, plain);
+        }
+    }
 }

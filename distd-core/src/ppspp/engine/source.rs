@@ -64,6 +64,15 @@ impl Flight {
     fn end(&self) -> u64 {
         self.order + self.chunks()
     }
+    /// Writes a chunk. Most arrive in order: then nothing is zeroed first.
+    fn put(&mut self, at: usize, payload: &[u8]) {
+        if let Some(place) = self.buffer.get_mut(at..at + CHUNK) {
+            place.copy_from_slice(payload);
+        } else {
+            self.buffer.resize(at, 0);
+            self.buffer.extend_from_slice(payload);
+        }
+    }
     fn lane(&self) -> usize {
         lane(self.class, self.again)
     }
@@ -320,14 +329,13 @@ impl Source {
             return if complete { Arrival::Complete(first) } else { Arrival::Duplicate };
         }
         if flight.got == 0 {
-            flight.buffer = vec![0; flight.bin.byte_len() as usize];
+            flight.buffer.reserve_exact(flight.bin.byte_len() as usize);
             if flight.alone && !flight.again {
                 rtt.sample(now, now.saturating_duration_since(flight.asked_at));
             }
         }
         flight.got |= 1 << index;
-        let at = index as usize * CHUNK;
-        flight.buffer[at..at + CHUNK].copy_from_slice(payload);
+        flight.put(index as usize * CHUNK, payload);
         self.delivery.add(now, rtt);
         if flight.is_complete() { Arrival::Complete(first) } else { Arrival::Kept }
     }
