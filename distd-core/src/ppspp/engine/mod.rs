@@ -18,7 +18,7 @@
 //! | `half_open`, `handshake`, `dial` | how a channel comes to be (RFC 7574 §3.1.1, §12.1) |
 //! | `channel`, `swarm`, `timers`, `rtt` | what is kept of a peer, a log, the time |
 //! | `receive` | what each message does |
-//! | `fetch`, `picker`, `source`, `offered` | what is wanted, of whom, and what is there of it |
+//! | `fetch`, `picker`, `source`, `flight`, `offered` | what is wanted, of whom, and what is there of it |
 //! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
 //! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
 
@@ -28,6 +28,7 @@ mod channel;
 mod dial;
 mod event;
 mod fetch;
+mod flight;
 mod half_open;
 mod handshake;
 mod input;

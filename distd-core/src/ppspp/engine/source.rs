@@ -12,6 +12,7 @@ use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
 use crate::unit::{Bin, ChunkRange, MunroIndex};
 
 use super::event::Class;
+use super::flight::{Delivery, Flight, LANES, Lane, lane};
 use super::interval::IntervalSet;
 use super::limits::{
     CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, REORDER_CHUNKS, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX,
@@ -27,75 +28,6 @@ const REORDER_DELAY_MIN: Duration = Duration::from_millis(2);
 const OVERDUE_FLIGHTS: usize = 64;
 /// How much longer background work may be without an answer while waited runs are ahead of it.
 const BEHIND_WAITED: u32 = 8;
-
-/// A run asked of one peer.
-#[derive(Debug)]
-pub(super) struct Flight {
-    pub(super) bin: Bin,
-    pub(super) class: Class,
-    /// When nobody wants it any more.
-    pub(super) deadline: Instant,
-    /// When something of it was asked for last.
-    asked_at: Instant,
-    /// A second source is sought at this time.
-    hedge_at: Option<Instant>,
-    /// Place of the first chunk in its lane.
-    order: u64,
-    /// Bit i: chunk i is there.
-    got: u64,
-    /// Taken when the first chunk arrives.
-    buffer: Vec<u8>,
-    /// The uncle that is missing though all chunks are there.
-    pub(super) lacks: Option<Bin>,
-    hashless: u8,
-    /// Something of it was asked for a second time.
-    again: bool,
-    /// It was asked for when nothing else was.
-    alone: bool,
-}
-
-impl Flight {
-    fn chunks(&self) -> u64 {
-        1 << self.bin.layer()
-    }
-    fn is_complete(&self) -> bool {
-        u64::from(self.got.count_ones()) == self.chunks()
-    }
-    fn end(&self) -> u64 {
-        self.order + self.chunks()
-    }
-    /// Writes a chunk. Most arrive in order: then nothing is zeroed first.
-    fn put(&mut self, at: usize, payload: &[u8]) {
-        if let Some(place) = self.buffer.get_mut(at..at + CHUNK) {
-            place.copy_from_slice(payload);
-        } else {
-            self.buffer.resize(at, 0);
-            self.buffer.extend_from_slice(payload);
-        }
-    }
-    fn lane(&self) -> usize {
-        lane(self.class, self.again)
-    }
-}
-
-/// Waited, waited again, background, background again.
-const LANES: usize = 4;
-
-const fn lane(class: Class, again: bool) -> usize {
-    class.index() * 2 + if again { 1 } else { 0 }
-}
-
-/// The order of service of one class.
-#[derive(Debug)]
-struct Lane {
-    /// First chunk of each flight, by its place.
-    order: BTreeMap<u64, u64>,
-    /// The next place.
-    next: u64,
-    /// One past the highest place that arrived.
-    high: u64,
-    last_arrival: Instant,
-}
 
 /// A range to ask for.
 #[derive(Clone, Copy, Debug)]
@@ -556,42 +488,5 @@ impl Source {
             first.hedge_at.into_iter().for_each(&mut at);
         }
         next
-    }
-}
-
-impl Lane {
-    /// Takes the next places for the flight of these chunks.
-    fn place(&mut self, chunks: ChunkRange) -> u64 {
-        let place = self.next;
-        self.next += chunks.count();
-        self.order.insert(place, chunks.start.0);
-        place
-    }
-}
-
-/// How fast a peer delivers: the best recent rate, decaying.
-#[derive(Debug)]
-struct Delivery {
-    since: Instant,
-    bytes: u64,
-    /// Bytes a second.
-    rate: f64,
-}
-
-impl Delivery {
-    fn add(&mut self, now: Instant, rtt: &Rtt) {
-        self.bytes += CHUNK_BYTES;
-        if !self.bytes.is_multiple_of(CHUNK_BYTES << GRANULE_LAYER) {
-            return;
-        }
-        let elapsed = now.saturating_duration_since(self.since);
-        let span = rtt.minimum().max(Duration::from_millis(5));
-        if elapsed < span {
-            return;
-        }
-        let rate = self.bytes as f64 / elapsed.as_secs_f64();
-        self.rate = rate.max(self.rate * 0.9);
-        self.since = now;
-        self.bytes = 0;
     }
 }

@@ -1,0 +1,119 @@
+//! A run on its way from one peer, its place in that peer's order of service, and how fast the peer
+//! delivers.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::limits::{CHUNK_BYTES, GRANULE_LAYER};
+use crate::unit::{Bin, ChunkRange};
+
+use super::event::Class;
+use super::rtt::Rtt;
+
+const CHUNK: usize = CHUNK_BYTES as usize;
+
+/// A run asked of one peer.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) bin: Bin,
+    pub(super) class: Class,
+    /// When nobody wants it any more.
+    pub(super) deadline: Instant,
+    /// When something of it was asked for last.
+    pub(super) asked_at: Instant,
+    /// A second source is sought at this time.
+    pub(super) hedge_at: Option<Instant>,
+    /// Place of the first chunk in its lane.
+    pub(super) order: u64,
+    /// Bit i: chunk i is there.
+    pub(super) got: u64,
+    /// Taken when the first chunk arrives.
+    pub(super) buffer: Vec<u8>,
+    /// The uncle that is missing though all chunks are there.
+    pub(super) lacks: Option<Bin>,
+    pub(super) hashless: u8,
+    /// Something of it was asked for a second time.
+    pub(super) again: bool,
+    /// It was asked for when nothing else was.
+    pub(super) alone: bool,
+}
+
+impl Flight {
+    pub(super) fn chunks(&self) -> u64 {
+        1 << self.bin.layer()
+    }
+    pub(super) fn is_complete(&self) -> bool {
+        u64::from(self.got.count_ones()) == self.chunks()
+    }
+    pub(super) fn end(&self) -> u64 {
+        self.order + self.chunks()
+    }
+    /// Writes a chunk. Most arrive in order: then nothing is zeroed first.
+    pub(super) fn put(&mut self, at: usize, payload: &[u8]) {
+        if let Some(place) = self.buffer.get_mut(at..at + CHUNK) {
+            place.copy_from_slice(payload);
+        } else {
+            self.buffer.resize(at, 0);
+            self.buffer.extend_from_slice(payload);
+        }
+    }
+    pub(super) fn lane(&self) -> usize {
+        lane(self.class, self.again)
+    }
+}
+
+/// Waited, waited again, background, background again.
+pub(super) const LANES: usize = 4;
+
+pub(super) const fn lane(class: Class, again: bool) -> usize {
+    class.index() * 2 + if again { 1 } else { 0 }
+}
+
+/// The order of service of one class.
+#[derive(Debug)]
+pub(super) struct Lane {
+    /// First chunk of each flight, by its place.
+    pub(super) order: BTreeMap<u64, u64>,
+    /// The next place.
+    pub(super) next: u64,
+    /// One past the highest place that arrived.
+    pub(super) high: u64,
+    pub(super) last_arrival: Instant,
+}
+
+impl Lane {
+    /// Takes the next places for the flight of these chunks.
+    pub(super) fn place(&mut self, chunks: ChunkRange) -> u64 {
+        let place = self.next;
+        self.next += chunks.count();
+        self.order.insert(place, chunks.start.0);
+        place
+    }
+}
+
+/// How fast a peer delivers: the best recent rate, decaying.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) since: Instant,
+    pub(super) bytes: u64,
+    /// Bytes a second.
+    pub(super) rate: f64,
+}
+
+impl Delivery {
+    pub(super) fn add(&mut self, now: Instant, rtt: &Rtt) {
+        self.bytes += CHUNK_BYTES;
+        if !self.bytes.is_multiple_of(CHUNK_BYTES << GRANULE_LAYER) {
+            return;
+        }
+        let elapsed = now.saturating_duration_since(self.since);
+        let span = rtt.minimum().max(Duration::from_millis(5));
+        if elapsed < span {
+            return;
+        }
+        let rate = self.bytes as f64 / elapsed.as_secs_f64();
+        self.rate = rate.max(self.rate * 0.9);
+        self.since = now;
+        self.bytes = 0;
+    }
+}
