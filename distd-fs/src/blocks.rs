@@ -3,6 +3,7 @@
 //! The node's swarm is one implementation; tests use one in memory.
 
 use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,13 @@ pub fn read_bytes<B: Blocks + ?Sized>(
     let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(5);
     let bytes = receiver.recv_timeout(patience).map_err(|error| Unavailable(error.into()))??;
     Ok(node_bytes(range, &bytes).to_vec())
+}
+
+/// Runs a handler so that its panic ends what it handled and not the thread that serves others.
+pub fn contained(operation: &'static str, handler: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(handler)).is_err() {
+        tracing::error!("a bug in {operation} was contained; the caller got EIO");
+    }
 }
 
 /// The bytes of a node within the blocks that hold it.

@@ -94,10 +94,10 @@ impl Daemon {
             node_options.listen = listen;
         }
         let node = Node::start(&node_options)?;
-        if options.quota_bytes.is_none() {
-            if let Some(quota) = saved_quota(&node) {
-                node.cache().set_quota(Some(quota));
-            }
+        if options.quota_bytes.is_none()
+            && let Some(quota) = saved_quota(&node)
+        {
+            node.cache().set_quota(Some(quota));
         }
         Ok(Arc::new(Self {
             node,

@@ -5,7 +5,6 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +17,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, contained};
 use crate::errno::Failure;
 use crate::fs::{Attributes, Fs, Kind, Listing, Seek};
 use crate::inode::ROOT;
@@ -33,6 +32,9 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Read-ahead requests that the kernel may have in flight.
 const BACKGROUND_MAX: u16 = 128;
 
+/// What `d_ino` shows where an entry has no inode number yet (libfuse's FUSE_UNKNOWN_INO).
+const UNKNOWN_NUMBER: u64 = 0xffff_ffff;
+
 /// A file system as fuser wants it.
 pub struct Adapter<B> {
     fs: Arc<Fs<B>>,
@@ -46,13 +48,6 @@ impl<B: Blocks> Adapter<B> {
     /// Adapts `fs`; `check_acls` where the kernel is to check permissions.
     pub fn new(fs: Arc<Fs<B>>, check_acls: bool) -> Self {
         Self { fs, check_acls, no_open: false, no_opendir: false }
-    }
-}
-
-/// Runs a handler so that its panic ends the request and not the session.
-fn contained(operation: &'static str, handler: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(handler)).is_err() {
-        tracing::error!("a bug in {operation} was contained; the caller got EIO");
     }
 }
 
@@ -131,9 +126,7 @@ fn fill(reply: &mut ReplyDirectory, listing: &Listing, offset: u64) {
         }
     }
     for (index, name, kind) in listing.entries(offset.saturating_sub(2) as usize) {
-        // Plain entries need a number that is not 0 but is no promise; 2^63 + index is never given
-        // out by the table.
-        let number = INodeNo((1 << 63) | index as u64);
+        let number = INodeNo(UNKNOWN_NUMBER);
         if reply.add(number, index as u64 + 3, file_type(kind), OsStr::from_bytes(name)) {
             return;
         }
@@ -161,20 +154,16 @@ fn fill_plus<B: Blocks>(
     }
     for (index, name, kind) in listing.entries(offset.saturating_sub(2) as usize) {
         let (name, next) = (OsStr::from_bytes(name), index as u64 + 3);
-        let full = match fs.enter(listing, index) {
-            Some(attributes) => {
-                let attr = file_attr(&attributes);
-                let full = add(attributes.number, next, name, &TTL, &attr);
-                if full {
-                    fs.forget(attributes.number, 1);
-                }
-                full
+        let full = if let Some(attributes) = fs.enter(listing, index) {
+            let full = add(attributes.number, next, name, &TTL, &file_attr(&attributes));
+            if full {
+                fs.forget(attributes.number, 1);
             }
+            full
+        } else {
             // Node id 0: no attributes given, the kernel looks the name up when it needs them.
-            None => {
-                let attr = FileAttr { kind: file_type(kind), ..absent() };
-                add((1 << 63) | index as u64, next, name, &Duration::ZERO, &attr)
-            }
+            let attr = FileAttr { kind: file_type(kind), ..absent() };
+            add(UNKNOWN_NUMBER, next, name, &Duration::ZERO, &attr)
         };
         if full {
             return;
@@ -198,8 +187,8 @@ impl<B: Blocks> Filesystem for Adapter<B> {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            // Always, not as the kernel sees fit: plain entries have no inode numbers to show.
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
         ];
         if self.check_acls {
             flags.push(InitFlags::FUSE_POSIX_ACL);

@@ -73,10 +73,8 @@ fn parse(words: &[String]) -> Result<Call, Complaint> {
                 'V' => call.version = true,
                 'o' | 't' | 'N' => {
                     let attached: String = letters.by_ref().collect();
-                    let value = match attached.is_empty() {
-                        false => Some(attached),
-                        true => words.next().cloned(),
-                    };
+                    let value =
+                        if attached.is_empty() { words.next().cloned() } else { Some(attached) };
                     let value = value.ok_or_else(|| {
                         Complaint::usage(format_args!("-{letter} needs a value; {usage}"))
                     })?;

@@ -169,3 +169,49 @@ fn root(view: Arc<View>) -> Inode {
     let directory = Some(view.release.root_directory().node);
     Inode { number: ROOT, parent: ROOT, view, place: Place::Root, directory }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::testing::{Builder, Memory, entry};
+    use distd_core::manifest::HardLink;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #[test]
+        fn the_table_remembers_exactly_what_the_kernel_does(
+            steps in proptest::collection::vec((0u32..12, any::<bool>(), 1u64..4), 0..200),
+        ) {
+            let builder = Builder(Arc::new(Memory::default()));
+            let inodes = Inodes::new(Builder::view(builder.directory(Vec::new())));
+            let root = inodes.find(ROOT).expect("always there");
+            let directory = root.directory.expect("a directory");
+            // Entries 8 to 11 are two pairs of hard links.
+            let link = |index: u32| HardLink { id: u64::from(index / 2), count: 2 };
+            let (mut held, mut seen) = (BTreeMap::new(), BTreeMap::new());
+            for (index, look, count) in steps {
+                let file = entry("x", EntryKind::Fifo);
+                let file = Entry { link: (index >= 8).then(|| link(index)), ..file };
+                let name = if index >= 8 { 8 + index / 2 } else { index };
+                if look {
+                    let number = inodes.enter(&root, directory, index, &file);
+                    let (known, lookups) = held.entry(name).or_insert((number, 0));
+                    prop_assert_eq!(*known, number);
+                    *lookups += 1;
+                    let other = seen.insert(number, name);
+                    prop_assert!(other.is_none_or(|other| other == name), "a number has one meaning");
+                } else if let Some((number, lookups)) = held.get_mut(&name) {
+                    let number = *number;
+                    inodes.forget(number, count.min(*lookups));
+                    *lookups -= count.min(*lookups);
+                    if *lookups == 0 {
+                        held.remove(&name);
+                        prop_assert!(inodes.find(number).is_none());
+                    }
+                }
+                prop_assert_eq!(inodes.len(), held.len());
+            }
+        }
+    }
+}

@@ -30,13 +30,11 @@ impl Journal {
         }
         // Paths are escaped where they are made; a reason may quote a peer.
         let reason = reason.to_string().escape_debug().to_string();
-        match blocks {
-            Some(blocks) => tracing::warn!(
-                "read of {path} failed: blocks {}..{} of the log: {reason}",
-                blocks.start,
-                blocks.end()
-            ),
-            None => tracing::warn!("{path}: {reason}"),
+        if let Some(blocks) = blocks {
+            let (first, end) = (blocks.start, blocks.end());
+            tracing::warn!("read of {path} failed: blocks {first}..{end} of the log: {reason}");
+        } else {
+            tracing::warn!("{path}: {reason}");
         }
     }
 

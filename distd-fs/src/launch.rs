@@ -81,17 +81,15 @@ fn start(options: &DaemonOptions) -> Result<(), Complaint> {
         let outcome = BufReader::new(stdout).read_line(&mut line).map(|_| line);
         let _ = sender.send(outcome);
     });
-    let line = match receiver.recv_timeout(START_PATIENCE) {
-        Ok(line) => line.map_err(failed)?,
-        Err(_) => {
-            let _ = child.kill();
-            return Err(Complaint::failure(format_args!(
-                "the node of the cache {} did not start within {} s",
-                options.cache.display(),
-                START_PATIENCE.as_secs()
-            )));
-        }
+    let Ok(line) = receiver.recv_timeout(START_PATIENCE) else {
+        let _ = child.kill();
+        return Err(Complaint::failure(format_args!(
+            "the node of the cache {} did not start within {} s",
+            options.cache.display(),
+            START_PATIENCE.as_secs()
+        )));
     };
+    let line = line.map_err(failed)?;
     if line.trim_end() == READY {
         return Ok(());
     }

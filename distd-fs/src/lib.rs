@@ -11,7 +11,6 @@ pub mod errno;
 pub mod exit;
 pub mod fs;
 pub mod fuse;
-mod fusermount;
 mod helper;
 pub mod inode;
 pub mod journal;

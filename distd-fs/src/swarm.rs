@@ -5,7 +5,7 @@ use std::time::Instant;
 use distd_core::node::{Purpose as NodePurpose, Swarm};
 use distd_core::unit::BlockRange;
 
-use crate::blocks::{Blocks, Done, Purpose, Unavailable};
+use crate::blocks::{Blocks, Done, Purpose, Unavailable, contained};
 
 impl From<Purpose> for NodePurpose {
     fn from(purpose: Purpose) -> Self {
@@ -23,7 +23,8 @@ impl Blocks for Swarm {
 
     fn read(&self, blocks: BlockRange, purpose: Purpose, deadline: Instant, done: Done) {
         self.read(blocks, purpose.into(), deadline, move |result| {
-            done(result.map_err(|error| Unavailable(error.into())));
+            // The thread is the node's: a panic in what follows must not end it.
+            contained("a read", || done(result.map_err(|error| Unavailable(error.into()))));
         });
     }
 

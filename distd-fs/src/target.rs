@@ -196,14 +196,13 @@ impl Target {
     ) -> Result<(ByteRange, Release), TargetError> {
         let deadline = Instant::now() + timeout;
         let known = swarm.head_news().trusted.is_some();
-        let range = match self.find_known(swarm, known, deadline)? {
-            Some(range) => range,
-            None => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                let news = swarm.wait_head(left);
-                self.check_fresh(&news, known || allow_stale)?;
-                self.find(swarm, &news, timeout, deadline)?
-            }
+        let range = if let Some(range) = self.find_known(swarm, known, deadline)? {
+            range
+        } else {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let news = swarm.wait_head(left);
+            self.check_fresh(&news, known || allow_stale)?;
+            self.find(swarm, &news, timeout, deadline)?
         };
         let fetch = |source| TargetError::Fetch { what: "release record", source };
         let bytes = swarm.read_bytes_blocking(range, deadline).map_err(fetch)?;

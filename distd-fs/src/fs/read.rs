@@ -42,7 +42,7 @@ impl<B: Blocks> Fs<B> {
                     return then(Ok(Vec::new()));
                 }
                 fs.read_ahead(&inode, &map, offset, end, size);
-                fs.read_range(inode, &map, offset, end, then);
+                fs.read_range(&inode, &map, offset, end, then);
             }
         });
     }
@@ -78,7 +78,7 @@ impl<B: Blocks> Fs<B> {
 
     fn read_range(
         self: &Arc<Self>,
-        inode: Inode,
+        inode: &Inode,
         map: &ExtentMap,
         offset: u64,
         end: u64,
@@ -96,7 +96,7 @@ impl<B: Blocks> Fs<B> {
                 match self.blocks.read_now(range, &mut buffer[at..at + len]) {
                     Ok(true) => {}
                     Ok(false) => missing.push((at, range)),
-                    Err(error) => return then(Err(self.failed(&inode, range, &error))),
+                    Err(error) => return then(Err(self.failed(inode, range, &error))),
                 }
             }
             at += len;

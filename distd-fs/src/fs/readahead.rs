@@ -1,7 +1,7 @@
 //! The node's own read-ahead: a reader that goes through a file in order is fetched for in advance.
 //!
-//! The kernel's read-ahead is left at its default size, because for a mapped file it is also the
-//! size of what one page fault reads around itself (see `mount.rs`). What hides the network's latency
+//! The kernel's read-ahead is kept small, because for a mapped file it is also what one page fault
+//! reads around itself (figures in `mount.rs`). What hides the network's latency
 //! is this: once a file is read in order, the blocks that come next are asked for in the background,
 //! in a window that doubles up to 8 MiB. A single read, or reads here and there, ask for nothing.
 
@@ -19,7 +19,7 @@ const RUN_BYTES_MIN: u64 = 192 << 10;
 /// How far ahead is fetched, in bytes.
 const WINDOW_BYTES_MAX: u64 = 8 << 20;
 /// The kernel's requests of one reader arrive by several threads, hence a little out of order.
-const DISORDER_BYTES_MAX: u64 = 1 << 20;
+const DISORDER_BYTES_MAX: u64 = 256 << 10;
 
 /// One reader's progress through a file.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +56,8 @@ impl ReadAhead {
             *stream = fresh;
             return None;
         }
-        stream.run += read.end - read.start;
+        // Only what is new counts: page faults here and there in one region are no sequence.
+        stream.run += read.end.saturating_sub(stream.next.max(read.start));
         stream.next = stream.next.max(read.end);
         stream.fetched = stream.fetched.max(stream.next);
         if stream.run < RUN_BYTES_MIN {

@@ -122,7 +122,7 @@ impl Builder {
     }
 
     /// The release with this root.
-    pub(crate) fn view(&self, root: EntryKind) -> Arc<View> {
+    pub(crate) fn view(root: EntryKind) -> Arc<View> {
         let release = Release {
             track: "stable".into(),
             version: "1".into(),

@@ -12,7 +12,7 @@ use super::testing::{Builder, Memory, entry, outcome};
 use super::*;
 
 fn fs(memory: &Arc<Memory>, root: EntryKind) -> Arc<Fs<Memory>> {
-    let view = Builder(Arc::clone(memory)).view(root);
+    let view = Builder::view(root);
     Fs::new(Arc::clone(memory), view, Duration::from_secs(5))
 }
 
@@ -220,7 +220,7 @@ fn a_walk_names_every_block_below_a_path() {
         entry("small", builder.file(b"x")),
     ]);
     let view =
-        builder.view(builder.directory(vec![entry("d", below), entry("e", EntryKind::Fifo)]));
+        Builder::view(builder.directory(vec![entry("d", below), entry("e", EntryKind::Fifo)]));
     let count = |path: &str| {
         walk(&*memory, &view.release, path.as_ref(), Duration::from_secs(5)).map(|place| {
             let count = |ranges: &[BlockRange]| ranges.iter().map(|range| range.count).sum::<u64>();

@@ -30,7 +30,7 @@ impl Mounted {
         let memory = Arc::new(Memory::default());
         let builder = Builder(Arc::clone(&memory));
         let entries = build(&builder);
-        let view = builder.view(builder.directory(entries));
+        let view = Builder::view(builder.directory(entries));
         let fs = Fs::new(Arc::clone(&memory), view, Duration::from_secs(5));
         let directory = tempfile::tempdir().expect("a directory");
         let mut config = Config::default();
