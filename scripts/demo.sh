@@ -3,11 +3,12 @@
 # source, loop-mounts an EROFS image that lies in it, goes on to the second release, and shows what was fetched.
 # usage: demo.sh [V1 V2]     two successive releases of a tree      (default: two Debian kernel packages, 400 MB each)
 # Needs root or sudo (loop mounts). Leaves nothing behind but target/.
-set -euo pipefail
+set -Eeuo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 export PATH=$PATH:/usr/sbin:/sbin
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
+trap 'printf "demo: line %s failed: %s\n" "$LINENO" "$BASH_COMMAND" >&2' ERR
 
 if [ "${DEMO_READY:-}" != yes ]; then
   case $# in
@@ -44,7 +45,7 @@ trap 'exit 130' INT TERM
 mkdir -p "$mnt" "$image" "$work/releases"
 
 fetched() { distd-fs status --cache "$cache" --json | python3 -c "import json, sys; print(sum(s[\"fetched_metadata_bytes\"] + s[\"fetched_data_bytes\"] for s in json.load(sys.stdin)[\"swarms\"]))"; }
-mib() { awk -v b="$1" 'BEGIN { printf "%.1f MiB", b / 1048576 }'; }
+human() { numfmt --to=iec-i --suffix=B --format='%.1f' "$1"; }
 # What a step fetched: runs the rest of its arguments in between.
 costs() {
   local what=$1 before after
@@ -52,7 +53,7 @@ costs() {
   before=$(fetched)
   "$@"
   after=$(fetched)
-  printf '%s: fetched %s\n' "$what" "$(mib $((after - before)))"
+  printf '%s: fetched %s\n' "$what" "$(human $((after - before)))"
 }
 compare() {
   local differs
@@ -65,7 +66,7 @@ say "Two releases: each tree, and in it an EROFS image of a part of it"
 for v in v1 v2; do
   tree=$work/releases/$v
   cp -a --reflink=auto "${!v}" "$tree"
-  largest=$(du -k "$tree" | sort -rn | awk -F '\t' 'NR == 1 { third = $1 / 3 } $1 < third { print $2; exit }')
+  largest=$(du -k "$tree" | sort -rn | awk -F '\t' 'NR == 1 { third = $1 / 3 } !found && $1 < third { print $2; found = 1 }')
   [ -n "$largest" ] || largest=$tree
   # Without inline tails every file of the image lies on whole blocks, which the log holds already.
   mkfs.erofs --quiet -Enoinline_data "$work/image.erofs" "$largest" >/dev/null
@@ -95,7 +96,7 @@ printf 'serving at %s\n' "$url"
 
 say "A node: mount v1, with an empty cache"
 time distd-fs mount "$url/stable" "$mnt" -o "cache=$cache,background=none"
-printf 'fetched for the mount: %s\n' "$(mib "$(fetched)")"
+printf 'fetched for the mount: %s\n' "$(human "$(fetched)")"
 big=$(find "$mnt" -type f -name '*.ko*' -size +1M -print -quit)
 [ -n "$big" ] || big=$(find "$mnt" -type f -size +64k ! -name image.erofs -print -quit)
 costs "ls -lR of all" sh -c "ls -lR '$mnt' | wc -l"
@@ -115,7 +116,7 @@ say "The update: v2, on the same cache"
 distd-fs mount "$url/beta" "$mnt" -o "cache=$cache,background=none"
 costs "all of v2" compare "$work/releases/v2" "$mnt"
 size=$(du -sb "$work/releases/v2" | cut -f1)
-printf 'of %s in v2, %s came over the network; the rest was in the cache\n' "$(mib "$size")" "$(mib "$(fetched)")"
+printf 'of %s in v2, %s came over the network; the rest was in the cache\n' "$(human "$size")" "$(human "$(fetched)")"
 distd-fs status --cache "$cache"
 
 say "Offline: the origin stops, what was read stays"
