@@ -99,7 +99,7 @@ fn start(options: &DaemonOptions) -> Result<(), Complaint> {
     }))
 }
 
-/// Runs the node process that [`start`] started: the hidden command `node`.
+/// Runs the node process that `start` started: the hidden command `node`.
 pub fn run_node(options: &DaemonOptions) -> Result<(), Complaint> {
     // Fails only for a leader of a session, which is as good.
     let _ = rustix::process::setsid();
