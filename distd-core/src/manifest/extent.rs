@@ -46,7 +46,13 @@ impl Extents {
                 last.count += next.count;
             }
             (Some(Extent::Hole(last)), Extent::Hole(next)) => *last += next,
-            (_, extent) => self.0.push(extent),
+            (_, extent) => {
+                // Most files are one extent, and there are millions of them in memory.
+                if self.0.is_empty() {
+                    self.0.reserve_exact(1);
+                }
+                self.0.push(extent);
+            }
         }
     }
 
