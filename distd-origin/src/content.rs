@@ -74,14 +74,28 @@ pub fn read_files<E: From<ScanError>>(
                 loop {
                     let position = next.fetch_add(1, Ordering::Relaxed);
                     let Some(file) = files.get(position) else { return };
-                    let mut push = |piece| queue.push(position, Ok(piece));
-                    match read_file(root, scan, *file, &mut push) {
-                        Ok(true) => {}
-                        Ok(false) => return,
-                        Err(error) => {
-                            queue.push(position, Err(error));
-                            return;
+                    // One piece is kept back, so that a small file's content and its end go
+                    // together: most files are small, and each push wakes somebody.
+                    let mut kept = Vec::with_capacity(2);
+                    let mut push = |piece| {
+                        let full = !kept.is_empty();
+                        let ready = std::mem::replace(&mut kept, vec![Ok(piece)]);
+                        !full || queue.push(position, ready)
+                    };
+                    let read = read_file(root, scan, *file, &mut push);
+                    let goes_on = match read {
+                        Ok(Some(end)) => {
+                            kept.push(Ok(Piece::End(end)));
+                            queue.push(position, kept)
                         }
+                        Ok(None) => false,
+                        Err(error) => {
+                            queue.push(position, vec![Err(error)]);
+                            false
+                        }
+                    };
+                    if !goes_on {
+                        return;
                     }
                 }
             });
@@ -113,7 +127,10 @@ fn take_all<E: From<ScanError>>(
 #[derive(Default)]
 struct Queue {
     state: Mutex<State>,
-    changed: Condvar,
+    /// A piece of the file that is being taken is there.
+    arrived: Condvar,
+    /// There is room again, or another file's turn has come.
+    room: Condvar,
 }
 
 #[derive(Default)]
@@ -121,6 +138,8 @@ struct State {
     /// Position of the file that is being taken.
     taking: usize,
     ahead_bytes: usize,
+    /// Readers that wait for room.
+    waiting: usize,
     /// Pieces by the file's position.
     pieces: BTreeMap<usize, VecDeque<Result<Piece, ScanError>>>,
     closed: bool,
@@ -132,9 +151,9 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for room; `false` when nobody takes pieces any more.
-    fn push(&self, position: usize, piece: Result<Piece, ScanError>) -> bool {
-        let bytes = piece_bytes(&piece);
+    /// Waits for room for some pieces of one file; `false` when nobody takes pieces any more.
+    fn push(&self, position: usize, pieces: Vec<Result<Piece, ScanError>>) -> bool {
+        let bytes: usize = pieces.iter().map(piece_bytes).sum();
         let mut state = self.lock();
         while !state.closed && state.ahead_bytes + bytes > AHEAD_BYTES_MAX {
             let mine_is_next = state.taking == position
@@ -142,39 +161,49 @@ impl Queue {
             if mine_is_next {
                 break;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting += 1;
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         if state.closed {
             return false;
         }
         state.ahead_bytes += bytes;
-        state.pieces.entry(position).or_default().push_back(piece);
-        self.changed.notify_all();
+        state.pieces.entry(position).or_default().extend(pieces);
+        if state.taking == position {
+            self.arrived.notify_one();
+        }
         true
     }
 
     /// Waits for the next piece of that file.
     fn pop(&self, position: usize) -> Result<Piece, ScanError> {
         let mut state = self.lock();
+        let turn = state.taking != position;
         state.taking = position;
-        self.changed.notify_all();
+        if turn && state.waiting > 0 {
+            self.room.notify_all();
+        }
         loop {
             if let Some(piece) = state.pieces.get_mut(&position).and_then(VecDeque::pop_front) {
                 state.ahead_bytes -= piece_bytes(&piece);
                 if matches!(piece, Ok(Piece::End(_))) {
                     state.pieces.remove(&position);
                 }
-                self.changed.notify_all();
+                if state.waiting > 0 {
+                    self.room.notify_all();
+                }
                 return piece;
             }
             assert!(!state.closed, "a reader ended before its file did");
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     fn close(&self) {
         self.lock().closed = true;
-        self.changed.notify_all();
+        self.arrived.notify_all();
+        self.room.notify_all();
     }
 }
 
@@ -200,13 +229,13 @@ fn piece_bytes(piece: &Result<Piece, ScanError>) -> usize {
     }
 }
 
-/// Reads one file; `false` when `push` wants no more.
+/// Reads one file and gives the BLAKE3 of the whole; `None` when `push` wants no more.
 fn read_file(
     root: &Root,
     scan: &Scan,
     file: FileIndex,
     push: &mut impl FnMut(Piece) -> bool,
-) -> Result<bool, ScanError> {
+) -> Result<Option<[u8; 32]>, ScanError> {
     let path = scan.file_path(file);
     let expected = &scan.file(file).attributes;
     let changed = || ScanError::Changed { path: path.clone() };
@@ -222,14 +251,15 @@ fn read_file(
         return Err(changed());
     }
     let mut reader = FileReader { fd: &fd, path: &path, hasher: blake3::Hasher::new(), at: 0 };
-    // Only a file that has fewer blocks than its size asks for can have holes.
-    let sparse = expected.allocated.saturating_mul(512) < expected.size;
     while reader.at < expected.size {
-        let data =
-            if sparse { reader.skip_hole(expected.size, push)? } else { Some(expected.size) };
-        let Some(end) = data else { return Ok(false) };
+        let data = if expected.sparse {
+            reader.skip_hole(expected.size, push)?
+        } else {
+            Some(expected.size)
+        };
+        let Some(end) = data else { return Ok(None) };
         if !reader.read_data(end, push)? {
-            return Ok(false);
+            return Ok(None);
         }
         if reader.at < end {
             return Err(changed());
@@ -238,7 +268,7 @@ fn read_file(
     if !same_state()? {
         return Err(changed());
     }
-    Ok(push(Piece::End(*reader.hasher.finalize().as_bytes())))
+    Ok(Some(*reader.hasher.finalize().as_bytes()))
 }
 
 struct FileReader<'a> {

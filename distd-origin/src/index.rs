@@ -26,7 +26,7 @@ use redb::{
 };
 
 /// Memory for pages of the index, however long the log is.
-const CACHE_BYTES: usize = 96 << 20;
+const CACHE_BYTES: usize = 64 << 20;
 
 const BLOCKS: TableDefinition<'_, &[u8; 40], ()> = TableDefinition::new("blocks");
 const NODES: TableDefinition<'_, &[u8; 32], (u64, u64)> = TableDefinition::new("nodes");

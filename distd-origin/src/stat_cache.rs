@@ -164,7 +164,7 @@ mod tests {
             gid: 0,
             nlink: 1,
             size: 5000,
-            allocated: 16,
+            sparse: false,
             mtime: at(100, 5),
             ctime,
         }

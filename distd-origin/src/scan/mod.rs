@@ -56,11 +56,11 @@ pub struct Attributes {
     /// Group.
     pub gid: u32,
     /// Names that the inode has, in the tree or elsewhere.
-    pub nlink: u64,
+    pub nlink: u32,
     /// Length in bytes.
     pub size: u64,
-    /// 512-byte units that the file system holds for it.
-    pub allocated: u64,
+    /// Whether the file system holds less for it than its length asks for: only then has it holes.
+    pub sparse: bool,
     /// Last modification of the content.
     pub mtime: Timestamp,
     /// Last change of the inode.
@@ -210,6 +210,9 @@ pub enum ScanError {
         /// Why not.
         source: io::Error,
     },
+    /// Extended attributes cannot be read without it.
+    #[error("/proc is not mounted here: expected it to read extended attributes through; mount it")]
+    NoProc,
     /// The tree is being written to.
     #[error(
         "'{path}' changed while it was published; nothing was published: publish a tree that nobody writes to, such as a snapshot or a copy"

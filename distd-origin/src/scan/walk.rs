@@ -20,6 +20,9 @@ use super::{
 /// the root's attributes: a release of one file. `found` is told the number of entries from time to
 /// time.
 pub fn scan(root: &Root, only: Option<&OsStr>, found: impl Fn(u64)) -> Result<Scan, ScanError> {
+    if !Path::new("/proc/self/fd").exists() {
+        return Err(ScanError::NoProc);
+    }
     let mut walk = Walk {
         root,
         xattrs: XattrReader::new(),
@@ -240,7 +243,7 @@ const NOTHING: Attributes = Attributes {
     gid: 0,
     nlink: 0,
     size: 0,
-    allocated: 0,
+    sparse: false,
     mtime: Timestamp { seconds: 0, nanoseconds: 0 },
     ctime: Timestamp { seconds: 0, nanoseconds: 0 },
 };
@@ -253,9 +256,9 @@ pub(crate) fn attributes(stat: &Stat) -> Attributes {
         mode: (stat.st_mode & 0o7777) as u16,
         uid: stat.st_uid,
         gid: stat.st_gid,
-        nlink: u64::from(stat.st_nlink as u32),
+        nlink: stat.st_nlink as u32,
         size: stat.st_size as u64,
-        allocated: stat.st_blocks as u64,
+        sparse: (stat.st_blocks as u64).saturating_mul(512) < stat.st_size as u64,
         mtime: Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 },
         ctime: Timestamp { seconds: stat.st_ctime, nanoseconds: stat.st_ctime_nsec as u32 },
     }

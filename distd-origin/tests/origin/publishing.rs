@@ -191,6 +191,32 @@ fn a_lost_damaged_or_old_index_is_made_anew() {
 }
 
 #[test]
+fn an_index_ahead_of_a_restored_log_is_made_anew() {
+    let world = World::new();
+    small_tree(&world);
+    world.publish("1");
+    let (log, kept) = (world.repo.log_dir(), world.dir.path().join("kept"));
+    let copy = |from: &Path, to: &Path| {
+        let done = std::process::Command::new("cp")
+            .args(["-a", "--sparse=always"])
+            .arg(from)
+            .arg(to)
+            .status();
+        assert!(done.expect("cp runs").success());
+    };
+    copy(&log, &kept);
+    world.write("second", &noise(2, 200_000));
+    world.publish("2");
+    fs::remove_dir_all(&log).expect("removed");
+    copy(&kept, &log);
+    // The index knows blocks, nodes and a state of "second" that this log does not hold.
+    let report = world.publish("2");
+    assert_eq!(report.new_bytes, 49 * 4096, "{report:?}");
+    assert_eq!(world.content(&world.entries("2")[&b"second"[..]]), noise(2, 200_000));
+    assert_sound(&world);
+}
+
+#[test]
 fn a_publish_that_is_given_up_leaves_no_trace() {
     let world = World::new();
     small_tree(&world);
