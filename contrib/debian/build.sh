@@ -37,7 +37,6 @@ install -D -m 0644 -t "$stage/usr/share/doc/distd/examples" "$top"/contrib/syste
 install -D -m 0644 -t "$stage/usr/share/doc/distd" "$top/README.md" "$top"/docs/*.md
 install -D -m 0644 "$top/contrib/debian/copyright" "$stage/usr/share/doc/distd/copyright"
 install -D -m 0644 "$top/contrib/debian/distd.default" "$stage/etc/default/distd"
-mkdir -p "$stage/etc/distd/relay"
 
 for program in distd-origin distd-fs; do
   for place in bash=bash-completion/completions/$program zsh=zsh/vendor-completions/_$program fish=fish/vendor_completions.d/$program.fish; do

@@ -1,4 +1,4 @@
-"""Promises about the node's own commands: status, peers, pins, cache, relay, get."""
+"""Promises about the node's own commands: status, peers, pins, cache."""
 
 import json
 import os
@@ -79,53 +79,6 @@ def cache_commands_show_limit_and_evict(world):
     world.fs("cache", "limit", "2M", "--cache", world.cache)
     hosts.until(lambda: size() < 6 * tree.MIB, 20, "the limit")
     compare.same(source, mount)
-
-
-@promise(seconds=120)
-def prefetch_makes_a_release_local(world):
-    source = tree.small(world.dir / "source")
-    world.published(source)
-    mount = world.mount(options="timeout=3,background=none")
-    world.fs("prefetch", mount, "--cache", world.cache, seconds=60)
-    settled(world)
-    world.stop(world.servers[0], signal.SIGKILL)
-    compare.same(source, mount)
-
-
-@promise(seconds=120)
-def get_writes_a_copy(world):
-    source = tree.odd(world.dir / "source", crowd=100)
-    world.published(source)
-    target = world.dir / "copy"
-    world.fs("get", world.url(), target, "--cache", world.cache, seconds=60)
-    compare.same(source, target)
-    compare.exactly(source, target)
-
-
-@promise(seconds=120)
-def a_relay_serves_what_its_origin_no_longer_can(world):
-    """The relay stands on the origin's host; the node knows it only by its address in SOURCE."""
-    source = tree.small(world.dir / "source")
-    world.published(source)
-    cache = world.dir / "relay-cache"
-    listen = f"{ADDRESS['origin']}:7575"
-    relay = hosts.start("origin", world.distd_fs, "relay", world.url(), "--cache", cache, "--listen", listen)
-    world.servers.append(relay)
-    both = f"distd://{world.id}@{listen},{ADDRESS['origin']}:7574/stable"
-    mount = hosts.until(lambda: mounted(world, both), 20, "a mount over the relay")
-    compare.same(source, mount)
-    world.umount()
-    hosts.until(lambda: world.node_pid() is None, what="the node's end")
-    subprocess.run(["rm", "-rf", world.cache], check=True)
-    world.fs("prefetch", "--cache", cache, code=None)
-    world.stop(world.servers[0], signal.SIGKILL)
-    world.mount(both)
-    compare.same(source, mount)
-
-
-def mounted(world, source):
-    result = world.mount(source, options="timeout=3", code=None)
-    return result if result == world.mountpoint else None
 
 
 @promise(seconds=60)

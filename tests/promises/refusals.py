@@ -196,7 +196,7 @@ def usage_errors_exit_2_and_help_exits_0(world):
         for words in (("--help",), ("--version",), ("help",)):
             result = hosts.run(NODE, program, *words)
             assert result.code == 0 and result.out.strip(), result
-    for verb in (("mount",), ("mount", world.dir), ("umount",), ("get",), ("relay",)):
+    for verb in (("mount",), ("mount", world.dir), ("umount",)):
         refused(world.fs(*verb, code=None), USAGE)
 
 
