@@ -383,3 +383,85 @@ fn hash_blocks(bytes: &[u8]) -> Vec<Option<BlockHash>> {
         .map(|block| (block != zeros).then(|| BlockHash::of(block)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scan::scan;
+
+    #[derive(Debug)]
+    enum Ended {
+        ByChoice,
+        ByScan,
+    }
+
+    impl From<ScanError> for Ended {
+        fn from(_: ScanError) -> Self {
+            Self::ByScan
+        }
+    }
+
+    /// Files of so many MiB, scanned.
+    fn files(mebibytes: &[usize]) -> (tempfile::TempDir, Root, Scan, Vec<FileIndex>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (i, len) in mebibytes.iter().enumerate() {
+            let name = dir.path().join(format!("{i:03}"));
+            std::fs::write(name, vec![i as u8 + 1; (len << 20) + i]).expect("written");
+        }
+        let root = Root::open(dir.path()).expect("opens");
+        let scan = scan(&root, None, |_| {}).expect("scanned");
+        let files = (0..mebibytes.len() as u32).map(FileIndex).collect();
+        (dir, root, scan, files)
+    }
+
+    #[test]
+    fn more_than_the_budget_arrives_whole_and_in_order() {
+        let sizes = [0, 30, 1, 30, 0, 2, 20];
+        let (_dir, root, scan, files) = files(&sizes);
+        let (mut ended, mut len) = (0, 0);
+        read_files(&root, &scan, &files, |file, piece| {
+            assert_eq!(file.0, ended, "one file after the other");
+            match piece {
+                Piece::Blocks { bytes, hashes } => {
+                    assert_eq!(bytes.len(), hashes.len() * BLOCK_BYTES as usize);
+                    len += bytes.len();
+                }
+                Piece::Hole(_) => panic!("there is none"),
+                Piece::End(hash) => {
+                    let size = (sizes[ended as usize] << 20) + ended as usize;
+                    assert_eq!(len, size.next_multiple_of(BLOCK_BYTES as usize));
+                    let content = vec![ended as u8 + 1; size];
+                    assert_eq!(hash, *blake3::hash(&content).as_bytes());
+                    (ended, len) = (ended + 1, 0);
+                }
+            }
+            Ok::<_, Ended>(())
+        })
+        .expect("read");
+        assert_eq!(ended as usize, sizes.len());
+    }
+
+    #[test]
+    fn a_taker_that_gives_up_leaves_nobody_waiting() {
+        let (_dir, root, scan, files) = files(&[1, 40, 40, 1]);
+        for give_up_at in [0, 3, 60] {
+            let mut taken = 0;
+            let result = read_files(&root, &scan, &files, |_, _| {
+                taken += 1;
+                if taken > give_up_at { Err(Ended::ByChoice) } else { Ok(()) }
+            });
+            assert!(matches!(result, Err(Ended::ByChoice)));
+        }
+    }
+
+    #[test]
+    fn a_file_that_went_ends_the_reading() {
+        let (dir, root, scan, files) = files(&[1, 1, 1]);
+        std::fs::remove_file(dir.path().join("001")).expect("removed");
+        let result = read_files(&root, &scan, &files, |file, _| {
+            assert!(file.0 == 0, "nothing behind the missing file");
+            Ok::<_, Ended>(())
+        });
+        assert!(matches!(result, Err(Ended::ByScan)));
+    }
+}
