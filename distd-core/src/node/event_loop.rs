@@ -18,7 +18,6 @@ use crate::tree::{SignedMunro, VerifiedMunro, VerifiedRun};
 use crate::unit::{BlockRange, MunroIndex};
 
 use super::driver::Driver;
-use super::failures::Failures;
 use super::follow::{Follower, HeadRefused, Step, encode_munro};
 use super::reading::{Done, Purpose, ReadError, Reading, Waiting};
 use super::swarm::Shared;
@@ -62,7 +61,6 @@ pub(super) struct SwarmReport {
 struct Joined {
     shared: Arc<Shared>,
     reading: Reading,
-    failures: Failures,
     follower: Follower,
     head_fetch: Option<FetchId>,
     prefetch: VecDeque<(BlockRange, Purpose)>,
@@ -225,7 +223,6 @@ impl EventLoop {
         let joined = Joined {
             shared,
             reading: Reading::default(),
-            failures: Failures::default(),
             follower: Follower::new(trusted),
             head_fetch: None,
             prefetch: VecDeque::new(),
@@ -272,10 +269,6 @@ impl EventLoop {
             let error = ReadError::Deadline { blocks: waiting.blocks, tried: Vec::new() };
             return self.answer(waiting.done, Err(error));
         }
-        if let Some(tried) = joined.failures.recent(now, &missing) {
-            let error = ReadError::Deadline { blocks: waiting.blocks, tried };
-            return self.answer(waiting.done, Err(error));
-        }
         let (deadline, purpose) = (waiting.deadline, waiting.purpose);
         let read = joined.reading.wait(waiting);
         for blocks in missing {
@@ -301,7 +294,6 @@ impl EventLoop {
             Event::PeerUp { swarm, address } => {
                 tracing::info!(%address, "peer connected");
                 if let Some(joined) = self.swarms.get_mut(&swarm) {
-                    joined.failures.forget();
                     joined.heard_at.get_or_insert(now + HEARD_AFTER);
                 }
             }
@@ -347,7 +339,6 @@ impl EventLoop {
         let Some((key, joined)) = self.swarm_of(fetch) else { return };
         joined.forget_own(fetch);
         let Some(waiting) = joined.reading.on_fetched(fetch) else { return };
-        joined.failures.forget();
         // Where the cache lost a block meanwhile, the read asks again.
         self.start_read(now, key, waiting);
     }
@@ -368,7 +359,6 @@ impl EventLoop {
         let (waiting, others) = joined.reading.on_failed(fetch);
         let Some(waiting) = waiting else { return };
         joined.shared.counters.failed_reads.fetch_add(1, Ordering::Relaxed);
-        joined.failures.note(now, waiting.unfilled(), tried.clone());
         for other in others {
             self.driver.engine.cancel(now, other);
         }

@@ -11,7 +11,6 @@
 
 mod driver;
 mod event_loop;
-mod failures;
 mod follow;
 mod reading;
 mod server;
