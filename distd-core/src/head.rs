@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A head names everything: the log's length, its earlier peaks, where the epoch's sections lie,
-//! the head before it, the tracks. It is proved by the signature of its munro; [`Head::follows`]
+//! the head before it, the tracks. It is proved by the signature of its munro; [`PlacedHead::follows`]
 //! decides whether it may take the place of an earlier one. Heads are ordered by position, never by
 //! time.
 
