@@ -217,7 +217,9 @@ impl Publication<'_> {
                 Piece::Blocks { bytes, .. } => (self.progress)(Step::Bytes(bytes.len() as u64)),
                 Piece::Hole(blocks) => (self.progress)(Step::Bytes(blocks * BLOCK_BYTES)),
                 Piece::End(blake3) => {
-                    let extents = plan.take().map(FilePlan::into_extents).unwrap_or_default();
+                    let planned = plan.take().map(FilePlan::into_extents).unwrap_or_default();
+                    let published = StatCache::find_content(log.tables, size, &blake3)?;
+                    let extents = published.unwrap_or(planned);
                     contents[file.0 as usize] = KnownContent { blake3, extents };
                 }
             }

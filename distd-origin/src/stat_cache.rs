@@ -10,6 +10,14 @@
 //! key    first 16 bytes of blake3(device, inode, absolute path)
 //! value  publish u64 | size u64 | mtime i64 u32 | ctime i64 u32 | blake3 32 | extents (msgpack)
 //! ```
+//!
+//! A second entry names the same extents by the content alone: a file that had to be read again, but
+//! is the same, keeps its blocks, so that an unchanged tree is the same release.
+//!
+//! ```text
+//! key    first 16 bytes of blake3("content", size, blake3 of the file)
+//! value  publish u64 | size u64 | blake3 32 | extents (msgpack)
+//! ```
 
 use distd_core::manifest::{ExtentList, Extents, Timestamp};
 
@@ -59,7 +67,19 @@ impl StatCache {
         attributes: &Attributes,
     ) -> Result<Option<KnownContent>, IndexError> {
         let value = tables.file(&self.key(path, attributes))?;
-        Ok(value.and_then(|value| decode(&value, attributes)).map(|(_, known)| known))
+        let state = state(attributes);
+        Ok(value.and_then(|value| decode(&value, &state, attributes.size)).map(|(_, known)| known))
+    }
+
+    /// Where the content of a file with this hash lies, if one was published.
+    pub fn find_content(
+        tables: &Tables<'_>,
+        size: u64,
+        blake3: &[u8; 32],
+    ) -> Result<Option<Extents>, IndexError> {
+        let value = tables.file(&content_key(size, blake3))?;
+        let known = value.and_then(|value| decode(&value, &size.to_be_bytes(), size));
+        Ok(known.map(|(_, known)| known).filter(|known| known.blake3 == *blake3).map(|k| k.extents))
     }
 
     /// Remembers a file's content for the publishes to come.
@@ -70,18 +90,33 @@ impl StatCache {
         attributes: &Attributes,
         known: &KnownContent,
     ) -> Result<(), IndexError> {
+        let size = attributes.size;
+        if size > 0 {
+            let key = content_key(size, &known.blake3);
+            self.insert(tables, &key, &size.to_be_bytes(), size, known)?;
+        }
         if !self.is_settled(attributes) {
             return Ok(());
         }
-        let key = self.key(path, attributes);
-        let old = tables.file(&key)?;
-        if let Some((marked, old)) = old.and_then(|old| decode(&old, attributes))
+        self.insert(tables, &self.key(path, attributes), &state(attributes), size, known)
+    }
+
+    fn insert(
+        &self,
+        tables: &mut Tables<'_>,
+        key: &[u8; 16],
+        state: &[u8],
+        size: u64,
+        known: &KnownContent,
+    ) -> Result<(), IndexError> {
+        let old = tables.file(key)?;
+        if let Some((marked, old)) = old.and_then(|old| decode(&old, state, size))
             && old == *known
             && self.publish < marked + MARK_EVERY
         {
             return Ok(());
         }
-        tables.insert_file(&key, &encode(self.publish, attributes, known))
+        tables.insert_file(key, &encode(self.publish, state, known))
     }
 
     /// Removes what was not used for long, now and then.
@@ -116,10 +151,16 @@ fn nanoseconds(time: Timestamp) -> i128 {
     i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds)
 }
 
-fn encode(publish: u64, attributes: &Attributes, known: &KnownContent) -> Vec<u8> {
+fn content_key(size: u64, blake3: &[u8; 32]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"content").update(&size.to_be_bytes()).update(blake3);
+    hasher.finalize().as_bytes().first_chunk::<16>().copied().unwrap_or_default()
+}
+
+fn encode(publish: u64, state: &[u8], known: &KnownContent) -> Vec<u8> {
     let mut value = Vec::with_capacity(FIXED_BYTES + 32);
     value.extend(publish.to_be_bytes());
-    value.extend(state(attributes));
+    value.extend(state);
     value.extend(known.blake3);
     value.extend(ExtentList::encode(&known.extents));
     value
@@ -136,11 +177,11 @@ fn state(attributes: &Attributes) -> Vec<u8> {
 }
 
 /// The mark and the content; `None` for another state, or bytes that are no entry.
-fn decode(value: &[u8], attributes: &Attributes) -> Option<(u64, KnownContent)> {
+fn decode(value: &[u8], state: &[u8], size: u64) -> Option<(u64, KnownContent)> {
     let (mark, rest) = value.split_first_chunk::<8>()?;
-    let rest = rest.strip_prefix(state(attributes).as_slice())?;
+    let rest = rest.strip_prefix(state)?;
     let (blake3, extents) = rest.split_first_chunk::<32>()?;
-    let extents = ExtentList::decode(extents, attributes.size).ok()?;
+    let extents = ExtentList::decode(extents, size).ok()?;
     Some((u64::from_be_bytes(*mark), KnownContent { blake3: *blake3, extents }))
 }
 
