@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 use rustix::fs::FallocateFlags;
@@ -70,6 +70,7 @@ pub(super) struct Segments {
     origin: OriginId,
     access: Access,
     pool: Arc<DescriptorPool>,
+    changing: Mutex<()>,
 }
 
 /// One open segment.
@@ -110,7 +111,7 @@ impl Segments {
         access: Access,
         pool: Arc<DescriptorPool>,
     ) -> Self {
-        Self { directory, kind, origin, access, pool }
+        Self { directory, kind, origin, access, pool, changing: Mutex::new(()) }
     }
 
     pub(super) fn directory(&self) -> &Directory {
@@ -136,8 +137,26 @@ impl Segments {
 
     /// An existing segment; `None` if there is none, or none of this log and version.
     pub(super) fn open(&self, number: u64) -> Result<Option<Arc<SegmentFile>>, OpenError> {
-        if let Some(file) = self.pool.lock().get(&(self.origin, number)) {
-            return Ok(Some(Arc::clone(file)));
+        if let Some(file) = self.pooled(number) {
+            return Ok(Some(file));
+        }
+        let _one = self.changing();
+        self.open_alone(number)
+    }
+
+    fn pooled(&self, number: u64) -> Option<Arc<SegmentFile>> {
+        self.pool.lock().get(&(self.origin, number)).map(Arc::clone)
+    }
+
+    /// Opening, making and removing go one at a time: else a descriptor of a file that was removed
+    /// meanwhile could enter the pool, or two threads could each make the same segment.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_alone(&self, number: u64) -> Result<Option<Arc<SegmentFile>>, OpenError> {
+        if let Some(file) = self.pooled(number) {
+            return Ok(Some(file));
         }
         let Some(file) = self.open_file(number, self.access)? else { return Ok(None) };
         if !file.has_header(&self.header(number))? {
@@ -149,7 +168,11 @@ impl Segments {
     /// The segment, made if there is none. In a cache, one that is not of this log and version is
     /// replaced; in an origin's log nothing is, it may hold what nobody else has.
     pub(super) fn open_or_create(&self, number: u64) -> Result<Arc<SegmentFile>, OpenError> {
-        if let Some(file) = self.open(number)? {
+        if let Some(file) = self.pooled(number) {
+            return Ok(file);
+        }
+        let _one = self.changing();
+        if let Some(file) = self.open_alone(number)? {
             return Ok(file);
         }
         if self.kind == Kind::Log && self.open_file(number, Access::Read)?.is_some() {
@@ -172,6 +195,7 @@ impl Segments {
 
     /// Removes a segment.
     pub(super) fn remove(&self, number: u64) -> Result<(), DiskError> {
+        let _one = self.changing();
         self.pool.lock().pop(&(self.origin, number));
         self.directory.remove(&Self::name(number))
     }
