@@ -30,6 +30,7 @@ NEEDED_PROGRAMS = (
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what promises that hold print, too")
     parser.add_argument("-j", "--jobs", type=int, default=1)
     parser.add_argument("patterns", nargs="*")
     arguments = parser.parse_args()
@@ -40,7 +41,7 @@ def main():
         return 0
     stop_unless_runnable(promises)
     before = leftovers.of_machine()
-    failures = run_all(promises, arguments.jobs)
+    failures = run_all(promises, arguments.jobs, arguments.verbose)
     left = leftovers.of_machine() - before
     if left:
         print("FAIL nothing_is_left_behind: " + "; ".join(sorted(left)))
@@ -68,7 +69,7 @@ def stop_unless_runnable(promises):
         sys.exit(1)
 
 
-def run_all(promises, jobs):
+def run_all(promises, jobs, verbose):
     failures = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         runs = {pool.submit(run_one, p): p for p in promises}
@@ -77,6 +78,7 @@ def run_all(promises, jobs):
             print(f"{'ok  ' if held else 'FAIL'} {seconds:6.1f} s  {promise.module}.{promise.name}", flush=True)
             if not held:
                 failures.append(promise.name)
+            if output.strip() and (verbose or not held):
                 print("     | " + output.strip().replace("\n", "\n     | "), flush=True)
     return failures
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # End-to-end tests: real programs, real mounts, real loop devices, two network namespaces a test.
-# usage: run.sh [--list] [-j N] [PATTERN ...]     only the promises MODULE.NAME that contain one of PATTERN
+# usage: run.sh [--list] [-v] [-j N] [PATTERN ...]     only the promises MODULE.NAME that contain one of PATTERN
 #   DISTD_BIN     where distd-origin and distd-fs lie       (default: target/debug of this tree)
 #   DISTD_KILLS   how often `publish` is killed at random     (default 100; the node a quarter as often)
 set -euo pipefail

@@ -135,8 +135,10 @@ def others_see_a_mount_only_with_allow_other(world):
     world.published(source)
     os.chmod(world.dir, 0o755)
     mount = world.mount()
-    assert hosts.run(NODE, "ls", mount, user=65534).code != 0
+    ls = hosts.run(NODE, "ls", mount, user=65534)
+    assert ls.code != 0, f"another user looked into the owner's mount: {ls}"
     world.umount()
     world.mount(options="allow_other")
-    assert hosts.run(NODE, "cat", mount / "bin/file0", user=65534).code == 0
+    cat = hosts.run(NODE, "cat", mount / "bin/file0", user=65534)
+    assert cat.code == 0, f"allow_other does not let others in: {cat}"
     assert hosts.run(NODE, "cat", mount / "secret", user=65534).code != 0, "modes must bind"

@@ -89,8 +89,11 @@ def an_update_fetches_what_changed(world):
 
 @promise(seconds=300, delay_ms=5)
 def a_hundred_thousand_files_are_visible_in_300_ms(world):
+    begin = time.monotonic()
     source = tree.many(world.dir / "source", 2000, 50)
+    made = time.monotonic()
     world.published(source)
+    print(f"made in {made - begin:.1f} s, published in {time.monotonic() - made:.1f} s")
     begin = time.monotonic()
     mount = world.mount()
     visible = time.monotonic() - begin
