@@ -31,7 +31,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--list", action="store_true")
     parser.add_argument("-v", "--verbose", action="store_true", help="show what promises that hold print, too")
-    parser.add_argument("-j", "--jobs", type=int, default=1)
+    parser.add_argument("-j", "--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("patterns", nargs="*")
     arguments = parser.parse_args()
     promises = [p for p in discover() if not arguments.patterns or any(x in f"{p.module}.{p.name}" for x in arguments.patterns)]
