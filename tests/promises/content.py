@@ -142,3 +142,37 @@ def others_see_a_mount_only_with_allow_other(world):
     cat = hosts.run(NODE, "cat", mount / "bin/file0", user=65534)
     assert cat.code == 0, f"allow_other does not let others in: {cat}"
     assert hosts.run(NODE, "cat", mount / "secret", user=65534).code != 0, "modes must bind"
+
+
+@promise(seconds=60)
+def holes_are_seen_as_holes(world):
+    source = world.dir / "source"
+    source.mkdir()
+    with (source / "sparse").open("wb") as file:
+        file.truncate(32 * tree.MIB)
+        file.seek(16 * tree.MIB)
+        file.write(tree.random_bytes(1, 8192))
+    world.published(source)
+    mount = world.mount()
+    descriptor = os.open(mount / "sparse", os.O_RDONLY)
+    assert os.lseek(descriptor, 0, os.SEEK_DATA) == 16 * tree.MIB
+    assert os.lseek(descriptor, 0, os.SEEK_HOLE) == 0
+    assert os.lseek(descriptor, 16 * tree.MIB, os.SEEK_HOLE) == 16 * tree.MIB + 8192
+    assert os.fstat(descriptor).st_blocks * 512 == 8192
+    os.close(descriptor)
+
+
+@promise(seconds=60)
+def attributes_are_those_of_the_semantics_page(world):
+    source = tree.small(world.dir / "source")
+    os.link(source / "big", source / "lib/hard")
+    world.published(source)
+    mount = world.mount()
+    status = (mount / "big").stat()
+    assert status.st_ino == (mount / "lib/hard").stat().st_ino and status.st_nlink == 2
+    assert status.st_atime_ns == status.st_mtime_ns == status.st_ctime_ns
+    assert (mount / "lib").stat().st_nlink == 4, "2 and one for each subdirectory"
+    assert os.listdir(mount) == sorted(os.listdir(mount))
+    assert {x.inode() for x in os.scandir(mount)} == {os.lstat(mount / n).st_ino for n in os.listdir(mount)}
+    free = os.statvfs(mount)
+    assert free.f_bavail == 0 and free.f_blocks * free.f_frsize >= 8 * tree.MIB and free.f_namemax == 255

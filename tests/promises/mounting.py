@@ -2,9 +2,12 @@
 
 import os
 import pathlib
+import signal
 import subprocess
+import time
 
 from lib import compare, hosts, tree
+from lib.facts import settled
 from lib.network import NODE
 from lib.promises import promise
 
@@ -185,6 +188,63 @@ def an_unprivileged_user_mounts(world):
     assert result.code == 0, result
     assert hosts.run(NODE, "cmp", source / "big", home / "mnt/big", user=1000).code == 0
     assert hosts.run(NODE, world.distd_fs, "umount", home / "mnt", user=1000).code == 0
+
+
+
+@promise()
+def sigterm_to_the_node_unmounts_and_makes_durable(world):
+    source, _ = helped(world)
+    compare.same(source, world.mount())
+    pid = world.node_pid()
+    os.kill(pid, signal.SIGTERM)
+    hosts.until(lambda: world.node_pid() is None, what="the node's end")
+    assert not distd_mounts(world)
+    world.mount()
+    assert compare.digest(world.mountpoint / "big") == compare.digest(source / "big")
+    assert settled(world) < 64 << 10, "what was fetched before SIGTERM was not durable"
+
+
+@promise()
+def busy_mounts_stay_unless_taken_lazily(world):
+    source, _ = helped(world)
+    mount = world.mount()
+    with (mount / "big").open("rb") as file:
+        refused = world.fs("umount", mount, code=None)
+        assert refused.code != 0 and refused.err.strip(), refused
+        compare.same(source, mount)
+        world.fs("umount", "--lazy", mount)
+        assert not distd_mounts(world)
+        assert len(file.read()) == 8 * tree.MIB, "an open file goes on after a lazy umount"
+    hosts.until(lambda: world.node_pid() is None, what="the node's end")
+
+
+@promise()
+def forced_umount_frees_what_waits(world):
+    source = world.dir / "source"
+    source.mkdir()
+    tree.incompressible(source / "large", 8 * tree.MIB)
+    world.published(source)
+    mount = world.mount(options="timeout=60")
+    settled(world)
+    world.network.unplug()
+    waiting = subprocess.Popen(["cat", mount / "large"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(0.5)
+    world.fs("umount", "--force", mount)
+    assert waiting.wait(5) != 0
+    assert not distd_mounts(world)
+
+
+@promise()
+def options_bind_the_mount(world):
+    helped(world)
+    mount = world.mount(options="noexec")
+    flags = next(r.split(" ")[3] for r in pathlib.Path("/proc/mounts").read_text().splitlines() if r.split(" ")[1] == str(mount))
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(flags.split(",")), flags
+    world.umount()
+    full = world.dir / "full"
+    full.mkdir()
+    (full / "hidden").touch()
+    assert "hidden" not in os.listdir(world.mount(point=full, options="nonempty"))
 
 
 def everybodys_fuse(world):

@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 import subprocess
+import time
 
 from lib import compare, facts, hosts, tree
 from lib.facts import settled
@@ -119,3 +120,43 @@ def _program(pid):
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return None
+
+
+@promise(seconds=90)
+def a_node_serves_what_it_holds_to_another(world):
+    source = tree.small(world.dir / "source")
+    world.published(source)
+    first = world.mount(options="listen=10.77.0.2:7575")
+    compare.same(source, first)
+    world.stop(world.servers[0], signal.SIGKILL)
+    second, cache = world.dir / "second", world.dir / "second-cache"
+    second.mkdir()
+    from_the_first = f"distd://{world.id}@10.77.0.2:7575/stable"
+    result = hosts.run("origin", world.distd_fs, "mount", from_the_first, second, "-o", f"cache={cache},timeout=5")
+    assert result.code == 0, result
+    compare.same(source, second)
+
+
+@promise(seconds=60)
+def a_dead_address_in_a_source_does_no_harm(world):
+    source = tree.small(world.dir / "source")
+    world.published(source)
+    both = f"distd://{world.id}@10.77.0.1:7999,10.77.0.99:7574,10.77.0.1:7574/stable"
+    begin = time.monotonic()
+    compare.same(source, world.mount(both, options="timeout=5"))
+    assert time.monotonic() - begin < 5
+
+
+@promise(seconds=60)
+def a_node_says_which_read_failed_and_whom_it_asked(world):
+    source = world.dir / "source"
+    source.mkdir()
+    tree.incompressible(source / "wanted-in-vain", 4 * tree.MIB)
+    world.published(source)
+    mount = world.mount(options="timeout=1")
+    settled(world)
+    world.stop(world.servers[0], signal.SIGKILL)
+    assert hosts.run(NODE, "cat", mount / "wanted-in-vain").code != 0
+    lines = [x for x in (world.cache / "node.log").read_text().splitlines() if "wanted-in-vain" in x]
+    assert lines and ADDRESS["origin"] in lines[0], lines
+    assert len(lines) <= 3, f"{len(lines)} lines about one read"

@@ -121,3 +121,35 @@ def umount_works_with_the_network_gone(world):
     within(5, world.umount)
     assert not world.mounts()
     hosts.until(lambda: world.node_pid() is None, what="the node's end")
+
+
+@promise(seconds=60)
+def a_mapped_page_that_does_not_come_is_sigbus(world):
+    source, mount = some_read_some_not(world)
+    world.stop(world.servers[0], signal.SIGKILL)
+    program = "import mmap, sys; f = open(sys.argv[1], 'rb'); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[9]"
+    begin = time.monotonic()
+    ended = subprocess.run(["python3", "-c", program, mount / "unread"], capture_output=True, timeout=20, check=False)
+    took = time.monotonic() - begin
+    assert ended.returncode == -signal.SIGBUS, ended
+    assert took < 6, f"SIGBUS after {took:.1f} s with timeout=3"
+
+
+@promise(seconds=120)
+def many_readers_of_a_dead_network_end_by_the_deadline(world):
+    """FAULTS F1: 100 readers of 100 files, the link going down under them."""
+    source = world.dir / "source"
+    source.mkdir()
+    for number in range(100):
+        tree.incompressible(source / f"file{number}", tree.MIB, seed=number)
+    world.published(source)
+    mount = world.mount(options="timeout=3")
+    settled(world)
+    compared = [["cmp", "-s", mount / f"file{n}", source / f"file{n}"] for n in range(100)]
+    readers = [subprocess.Popen(words) for words in compared[:40]]
+    world.network.unplug()
+    readers += [subprocess.Popen(words) for words in compared[40:]]
+    begin = time.monotonic()
+    ended = [reader.wait(20) for reader in readers]
+    assert time.monotonic() - begin < 3 + 4
+    assert set(ended) <= {0, 2} and 2 in ended, "a difference, not an error"
