@@ -3,7 +3,7 @@
 import pathlib
 import subprocess
 
-from lib import hosts
+from lib import hosts, tree
 from lib.network import ADDRESS, NODE, ORIGIN
 from lib.promises import promise
 
@@ -48,3 +48,24 @@ def scripts_are_sound_shell(_world):
             assert done.returncode == 0, done.stderr
             stops = ("set -euo", "set -Eeuo", "set -uo", "alone.sh", "exec ")
             assert any(x in script.read_text() for x in stops), f"{script} goes on after an error"
+
+
+@promise(seconds=120)
+def the_readmes_commands_work(world):
+    """Every line of "Publish and mount" but the installation, with this test's paths in it."""
+    tree.small(world.dir / "source")
+    text = (TOP / "README.md").read_text(encoding="utf-8")
+    blocks = text.partition("On the origin:")[2].partition("In fstab:")[0].split("```")[1::2]
+    lines = "".join(blocks).replace("serve &", "serve > serve.log 2>&1 & sleep 2").replace("umount /mnt", "cat /mnt/bin/file0 >content; umount /mnt")
+    for words, own in (("/var/lib/distd/origin", "repo"), ("/srv/tree", "source"), ("/mnt", "mnt")):
+        lines = lines.replace(words, str(world.dir / own))
+    lines = lines.replace("ID@HOST", "$(grep -o '[0-9a-f]*@' serve.log | head -n 1)127.0.0.1")
+    world.install_helper()
+    # The default cache, but not the machine's.
+    subprocess.run(["mount", "-t", "tmpfs", "distd-e2e", "/var/cache"], check=True)
+    world.overlays.append("/var/cache")
+    script = f"set -eux\ncd {world.dir}\nPATH={world.distd_fs.parent}:$PATH\n{lines}\nkill %1; wait %1 || true\n"
+    result = hosts.run(ORIGIN, "bash", "-c", script, seconds=60)
+    assert result.code == 0, result
+    assert (world.dir / "content").read_bytes() == (world.dir / "source/bin/file0").read_bytes(), result
+    assert "stable" in result.out and "1.0" in result.out, result
