@@ -19,11 +19,19 @@ use super::channel::{Channel, ChannelIndex, State};
 use super::event::{DownReason, Event, SwarmKey};
 use super::half_open::HalfOpen;
 use super::limits::{
-    BAN, BANS_MAX, CHANNELS_INBOUND_MAX, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, LINKS_MAX,
+    BAN, BAN_ALONE, BANS_MAX, CHANNELS_INBOUND_MAX, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, LINKS_MAX,
 };
 use super::swarm::Link;
 use super::timers::Timer;
 use super::{Engine, Transmit, handshake};
+
+/// An address that lied.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ban {
+    until: Instant,
+    /// Lies since the last one was long enough ago.
+    lies: u32,
+}
 
 impl Engine {
     /// Wants a peer: it is dialled, and dialled again whenever its channel is lost.
@@ -46,11 +54,9 @@ impl Engine {
 
     /// Opens a new channel to a wanted peer.
     pub(super) fn dial(&mut self, now: Instant, key: SwarmKey, address: SocketAddr) {
-        if let Some(until) = self.bans.get(&address).copied() {
-            if until > now {
-                return self.dial_at(key, address, until);
-            }
-            self.bans.remove(&address);
+        if let Some(ban) = self.bans.get(&address).filter(|ban| ban.until > now) {
+            let until = ban.until;
+            return self.dial_at(key, address, until);
         }
         let local = self.new_channel_id();
         let mut channel = Channel::new(now, key, address, local, true);
@@ -104,7 +110,7 @@ impl Engine {
         let Message::Handshake(Handshake { source: remote, options }) = first else {
             return None;
         };
-        if remote == ChannelId(0) || self.bans.get(&from).is_some_and(|until| *until > now) {
+        if remote == ChannelId(0) || self.bans.get(&from).is_some_and(|ban| ban.until > now) {
             return None;
         }
         let id = options.swarm_id?.try_into().ok().map(crate::keys::SwarmId)?;
@@ -224,15 +230,8 @@ impl Engine {
         }
         swarm.ledger.forget_channel(index);
         swarm.ledger.withdrawn.retain(|(of, _)| *of != index);
-        if matches!(reason, DownReason::Lied { .. } | DownReason::ForgedMunro) {
-            if self.bans.len() >= BANS_MAX {
-                let earliest = self.bans.iter().min_by_key(|(_, until)| **until);
-                if let Some(earliest) = earliest.map(|(address, _)| *address) {
-                    self.bans.remove(&earliest);
-                }
-            }
-            self.bans.insert(address, now + BAN);
-        }
+        let lied = matches!(reason, DownReason::Lied { .. } | DownReason::ForgedMunro);
+        let alone = swarm.members.is_empty();
         if channel.is_open() {
             self.queues.events.push_back(Event::PeerDown { swarm: key, address, reason });
             // RFC 7574 3.1.1(8): SHOULD be sent on leaving. To one that closed: not answered.
@@ -255,7 +254,28 @@ impl Engine {
             let wait = HANDSHAKE_RETRY * (1 << link.failures.saturating_sub(1).min(8));
             self.dial_at(key, address, now + wait.min(HANDSHAKE_RETRY_MAX));
         }
+        if lied {
+            self.ban(now, address, alone);
+        }
         self.mark_dirty(key);
+    }
+
+    /// Talks to an address that lied no more for a while. A bit that flips on the way looks like a
+    /// lie: the only source of a swarm is tried again soon, and less soon each time.
+    fn ban(&mut self, now: Instant, address: SocketAddr, alone: bool) {
+        if self.bans.len() >= BANS_MAX && !self.bans.contains_key(&address) {
+            let earliest = self.bans.iter().min_by_key(|(_, ban)| ban.until);
+            if let Some(earliest) = earliest.map(|(address, _)| *address) {
+                self.bans.remove(&earliest);
+            }
+        }
+        let ban = self.bans.entry(address).or_insert(Ban { until: now, lies: 0 });
+        if now.saturating_duration_since(ban.until) > BAN {
+            ban.lies = 0;
+        }
+        let length = if alone { (BAN_ALONE * (1 << ban.lies.min(16))).min(BAN) } else { BAN };
+        ban.lies = ban.lies.saturating_add(1);
+        ban.until = now + length;
     }
 
     /// RFC 7574 3.11: random (RFC 4960 5.1.3: not zero, from a CSPRNG), and not in use here.

@@ -32,7 +32,9 @@ pub const DEAD_SENT_MIN: u32 = 3;
 /// A peer whose requests go unanswered is dialled afresh after this silence: it may have restarted
 /// and know the channel no more.
 pub const REDIAL_AFTER: Duration = Duration::from_millis(250);
-/// How long an address that lied is not talked to.
+/// How long the only source of a swarm is not talked to after its first lie; doubled at each more.
+pub const BAN_ALONE: Duration = Duration::from_millis(250);
+/// How long an address that lied is not talked to where there are others, and at the most.
 pub const BAN: Duration = Duration::from_secs(600);
 /// Banned addresses remembered; beyond, the oldest ban ends early.
 pub const BANS_MAX: usize = 1024;

@@ -85,7 +85,7 @@ pub struct Engine {
     by_channel_id: BTreeMap<ChannelId, ChannelIndex>,
     half_open: HalfOpenTable,
     /// Addresses that lied, until when.
-    bans: BTreeMap<SocketAddr, Instant>,
+    bans: BTreeMap<SocketAddr, dial::Ban>,
     timers: Timers,
     queues: Queues,
     /// Reads that the disk was asked for, and for which channel.

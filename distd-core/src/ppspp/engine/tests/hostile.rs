@@ -99,6 +99,27 @@ fn a_liar_is_closed_at_its_first_lie_and_the_honest_peer_delivers() {
 }
 
 #[test]
+fn the_only_source_is_tried_again_after_a_bit_flipped_on_the_way() {
+    for seed in 0..5 {
+        let log = Log::new(2);
+        let mut net = Net::new(seed, FINE);
+        let only = net.add_origin(&log);
+        let node = net.add(&log, None);
+        net.nodes[only].tamper = Some(|datagram, rng| {
+            if datagram.len() > 1000 && rng.random_bool(0.001) {
+                datagram[500] ^= 1;
+            }
+        });
+        net.connect(node, only);
+        let fetch = net.nodes[node].fetch(net.now, log.blocks(), Class::Background);
+        net.run_until_fetched(node, fetch);
+        for (run, _) in net.nodes[node].verified() {
+            assert_eq!(run.bytes(), log.run(run.bin()).bytes());
+        }
+    }
+}
+
+#[test]
 fn false_hashes_are_a_lie_too() {
     for seed in 0..10 {
         let log = Log::new(1);
