@@ -78,6 +78,8 @@ pub struct Head {
     pub tracks: Vec<Track>,
     /// The list of releases.
     pub catalog: ByteRange,
+    /// The list of epochs with frames ([`crate::frame::EpochList`]); of no bytes if there are none.
+    pub epochs: ByteRange,
     /// How long after the newest signature this head counts as fresh, in seconds.
     pub validity_s: u64,
     /// `blake3::hash` of the offline recovery key's public half.
@@ -228,6 +230,7 @@ impl Head {
             ("a track's version", self.tracks.iter().all(|t| check_label(&t.version).is_ok())),
             ("a track's release", self.tracks.iter().all(|t| self.holds(t.release))),
             ("the list of releases", self.holds(self.catalog)),
+            ("the list of epochs", self.holds(self.epochs)),
         ];
         match bounds.iter().find(|(_, holds)| !holds) {
             Some((what, _)) => Err(HeadError::Bounds { munro, what }),
@@ -355,6 +358,7 @@ mod tests {
                     release: ByteRange { offset: 0, len: 10 },
                 }],
                 catalog: ByteRange { offset: 10, len: 10 },
+                epochs: ByteRange { offset: 20, len: 10 },
                 validity_s: 86_400,
                 recovery_key: [5; 32],
             };

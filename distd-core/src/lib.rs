@@ -2,6 +2,7 @@
 //! store and the node that joins them. `docs/architecture.md` is the floor plan.
 
 pub mod congestion;
+pub mod frame;
 pub mod head;
 pub mod keys;
 pub mod limits;

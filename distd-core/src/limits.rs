@@ -57,6 +57,23 @@ pub const ADDRESSES_MAX: usize = 16;
 /// Size of a metainfo file, in bytes.
 pub const METAINFO_BYTES_MAX: u64 = 64 << 10;
 
+/// Layer of the bins that delta frames cover (256 KiB): the largest run that one frame decodes to.
+pub const DELTA_FRAME_LAYER: u32 = 8;
+/// Layer of the bins that full frames cover where the publisher does not say otherwise (64 KiB).
+pub const FULL_FRAME_LAYER: u32 = 6;
+/// Smallest layer of a frame's bin (16 KiB): frames of less are not worth their place in the index.
+pub const FRAME_LAYER_MIN: u32 = 4;
+/// Blocks that one delta frame may need as its base (1 MiB).
+pub const FRAME_BASE_BLOCKS_MAX: u64 = 256;
+/// Extents of one delta frame's base.
+pub const FRAME_BASE_EXTENTS_MAX: usize = 64;
+/// Control stream of one delta frame, decoded, in bytes.
+pub const FRAME_CONTROL_BYTES_MAX: usize = 64 << 10;
+/// One munro's record in a frame index, in bytes.
+pub const FRAME_RECORD_BYTES_MAX: u64 = 64 << 10;
+/// Epochs in the list that a head refers to.
+pub const EPOCHS_MAX: usize = 1 << 16;
+
 /// A signature's time may be this far ahead of the local clock (FAULTS: fast-forward), in seconds.
 pub const CLOCK_AHEAD_S_MAX: u64 = 600;
 
@@ -64,4 +81,5 @@ const _: () = assert!(BLOCK_BYTES == CHUNK_BYTES << BLOCK_LAYER);
 const _: () = assert!(GRANULE_BYTES == CHUNK_BYTES << GRANULE_LAYER);
 const _: () = assert!(MUNRO_BYTES == CHUNK_BYTES << MUNRO_LAYER);
 const _: () = assert!(LOG_MUNROS_MAX.checked_mul(MUNRO_BYTES).is_some());
+const _: () = assert!(FRAME_LAYER_MIN >= GRANULE_LAYER && DELTA_FRAME_LAYER < MUNRO_LAYER);
 const _: () = assert!(HEAD_BYTES_MAX as u64 == BLOCK_BYTES);

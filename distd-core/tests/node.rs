@@ -55,6 +55,7 @@ fn publish(dir: &Path, bytes: &[u8]) -> BlockRange {
             previous,
             tracks: Vec::new(),
             catalog: ByteRange { offset: 0, len: 0 },
+            epochs: ByteRange { offset: 0, len: 0 },
             validity_s: 3600,
             recovery_key: [0; 32],
         };

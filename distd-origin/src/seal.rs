@@ -73,6 +73,7 @@ pub fn seal(
             previous,
             tracks,
             catalog,
+            epochs: ByteRange { offset: 0, len: 0 },
             validity_s: repo.validity_s(),
             recovery_key: repo.recovery_key(),
         };

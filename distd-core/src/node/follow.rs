@@ -282,6 +282,7 @@ mod tests {
                 previous,
                 tracks: Vec::new(),
                 catalog: ByteRange { offset: 0, len: 0 },
+                epochs: ByteRange { offset: 0, len: 0 },
                 validity_s: 60,
                 recovery_key: [salt; 32],
             };

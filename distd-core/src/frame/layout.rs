@@ -1,0 +1,125 @@
+//! The bytes of a frame, as a publisher writes them. `docs/format.md` has the tables.
+
+use zstd::zstd_safe::{CCtx, CParameter, ResetDirective};
+
+use crate::unit::Bin;
+
+use super::bytes::put_varint;
+
+/// First byte of a full frame.
+pub(super) const FULL: u8 = 0;
+/// Set in the first byte of a delta frame.
+pub(super) const DELTA: u8 = 1;
+/// Literals are compressed with the bases before them.
+pub(super) const PREFIX: u8 = 2;
+/// What is added to a copied byte carries into the bytes behind it.
+pub(super) const CARRY: u8 = 4;
+
+/// Streams of a delta frame.
+pub(super) const STREAMS: usize = 4;
+
+/// The streams of a delta frame, before compression.
+///
+/// The output is made of literals and of copies from the bases in turn: `control` is a sequence of
+/// (literal bytes, copied bytes, signed distance of the copy's start from the end of the copy
+/// before) as varints. Of all copied bytes, seen as one run, some are not as in the base: `gaps`
+/// says how many bytes lie between one such place and the next, as varints, `values` what is added.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeltaStreams {
+    /// Literals and copies.
+    pub control: Vec<u8>,
+    /// Where copied bytes are changed.
+    pub gaps: Vec<u8>,
+    /// By how much.
+    pub values: Vec<u8>,
+    /// Bytes that are not copied.
+    pub literals: Vec<u8>,
+    /// Whether what is added carries into the bytes behind, as in a sum of little-endian integers.
+    pub carry: bool,
+}
+
+impl DeltaStreams {
+    /// Adds an operation to `control`.
+    pub fn push(&mut self, literal: u64, copied: u64, distance: i64) {
+        put_varint(&mut self.control, literal);
+        put_varint(&mut self.control, copied);
+        super::bytes::put_signed(&mut self.control, distance);
+    }
+
+    /// Adds a changed byte, `gap` copied bytes behind the one before.
+    pub fn change(&mut self, gap: u64, value: u8) {
+        put_varint(&mut self.gaps, gap);
+        self.values.push(value);
+    }
+}
+
+/// A full frame of `bytes` as the content of `bin`; `None` if compression does not make it smaller.
+pub fn encode_full(context: &mut CCtx<'_>, bin: Bin, bytes: &[u8], level: i32) -> Option<Vec<u8>> {
+    let packed = pack(context, bytes, level, None)?;
+    let mut frame = vec![FULL];
+    put_varint(&mut frame, bin.uid());
+    frame.extend(packed);
+    (frame.len() < bytes.len()).then_some(frame)
+}
+
+/// A delta frame of `streams` for `bin`. `bases`: where literals may be compressed with them as the
+/// prefix.
+pub fn encode_delta(bin: Bin, streams: &DeltaStreams, bases: Option<&[u8]>, level: i32) -> Vec<u8> {
+    let mut context = CCtx::create();
+    let plain = [&streams.control, &streams.gaps, &streams.values, &streams.literals];
+    let mut packed: [Option<Vec<u8>>; STREAMS] =
+        plain.map(|stream| pack(&mut context, stream, level, None));
+    let mut kind = DELTA | if streams.carry { CARRY } else { 0 };
+    if let Some(bases) = bases {
+        let prefixed = pack(&mut context, &streams.literals, level, Some(bases));
+        let alone = packed[3].as_ref().map_or(streams.literals.len(), Vec::len);
+        if let Some(prefixed) = prefixed.filter(|prefixed| prefixed.len() < alone) {
+            packed[3] = Some(prefixed);
+            kind |= PREFIX;
+        }
+    }
+    let mut frame = vec![kind];
+    put_varint(&mut frame, bin.uid());
+    for (plain, packed) in plain.iter().zip(&packed) {
+        put_varint(&mut frame, plain.len() as u64);
+        put_varint(&mut frame, packed.as_ref().map_or(plain.len(), Vec::len) as u64);
+    }
+    for (plain, packed) in plain.iter().zip(&packed) {
+        frame.extend(packed.as_ref().unwrap_or(plain));
+    }
+    frame
+}
+
+/// Compresses, with tables that cover the prefix; `None` if it does not become smaller.
+fn pack(
+    context: &mut CCtx<'_>,
+    bytes: &[u8],
+    level: i32,
+    prefix: Option<&[u8]>,
+) -> Option<Vec<u8>> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let mut out = vec![0; bytes.len() - 1];
+    let written = match prefix {
+        None => {
+            context.reset(ResetDirective::SessionAndParameters).ok()?;
+            context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
+            context.compress2(&mut out[..], bytes)
+        }
+        Some(prefix) => {
+            // zstd sizes its tables by the content alone; most of the matches lie in the prefix.
+            let log = (prefix.len() + bytes.len()).next_power_of_two().trailing_zeros().max(10);
+            let mut context = CCtx::create();
+            context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
+            context.set_parameter(CParameter::WindowLog(log)).ok()?;
+            context.set_parameter(CParameter::HashLog(log)).ok()?;
+            context.set_parameter(CParameter::ChainLog(log)).ok()?;
+            context.ref_prefix(prefix).ok()?;
+            context.compress2(&mut out[..], bytes)
+        }
+    };
+    // An error here says that the room of one byte less than before was not enough.
+    out.truncate(written.ok()?);
+    Some(out)
+}
