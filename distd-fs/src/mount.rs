@@ -1,5 +1,7 @@
 //! Mounting and unmounting: what must hold before, the FUSE session, what is tuned after.
 
+mod device;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -7,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -17,6 +19,7 @@ use crate::fs::Fs;
 use crate::fuse::Adapter;
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounted_on, mounts};
 use crate::options::{Access, MountOptions};
+use device::Terms;
 
 /// The kernel's read-ahead for a mount, in KiB.
 ///
@@ -188,31 +191,24 @@ pub fn mount<B: Blocks>(
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     config.n_threads = Some(threads.clamp(2, THREADS_MAX));
     config.clone_fd = true;
-    config.mount_options = vec![
-        MountOption::FSName(source_option(source)),
-        // As a plain option, because fuser drops `Subtype` where it calls mount(2) itself.
-        MountOption::CUSTOM("subtype=distd".to_owned()),
-        MountOption::RO,
-        if options.suid { MountOption::Suid } else { MountOption::NoSuid },
-        if options.dev { MountOption::Dev } else { MountOption::NoDev },
-        if options.exec { MountOption::Exec } else { MountOption::NoExec },
-    ];
-    if check_modes {
-        config.mount_options.push(MountOption::DefaultPermissions);
-    }
-    let session = Session::new(Adapter::new(fs, check_modes), directory, &config)
-        .map_err(|source| MountError::Refused { directory: directory.to_owned(), source })?;
+    let terms = Terms {
+        source,
+        suid: options.suid,
+        dev: options.dev,
+        exec: options.exec,
+        check_modes,
+        others: options.access != Access::Owner,
+    };
+    let refused = |source| MountError::Refused { directory: directory.to_owned(), source };
+    let device = device::open(directory, &terms).map_err(refused)?;
+    let session = Session::from_fd(Adapter::new(fs, check_modes), device, config.acl, config)
+        .map_err(|error| {
+            // Nobody answers it.
+            let _ = detach(directory);
+            refused(error)
+        })?;
     tune(directory);
     Ok(session)
-}
-
-/// The source as an option: mount(2) takes it as it is, fusermount3 takes a list with commas.
-fn source_option(source: &str) -> String {
-    if rustix::process::geteuid().is_root() {
-        source.to_owned()
-    } else {
-        source.replace('\\', "\\\\").replace(',', "\\,")
-    }
 }
 
 /// Sets the mount's read-ahead. Best effort: only root may, and a container may not see sysfs.
