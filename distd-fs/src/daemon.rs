@@ -16,6 +16,7 @@ use crate::control::{Answer, MountRequest, Request, Responder};
 use crate::exit::{Complaint, Exit};
 use crate::fs::{Fs, Local, View, merged, walk};
 use crate::mount;
+use crate::mountinfo::{FILE_SYSTEM_TYPE, mounts};
 use crate::options::{Background, MountOptions};
 use crate::target::Target;
 
@@ -54,6 +55,8 @@ struct Mounted {
 #[derive(Default)]
 struct State {
     mounts: BTreeMap<PathBuf, Arc<Mounted>>,
+    /// Unmounted from the tree; their sessions end when their last files are closed.
+    detached: Vec<Arc<Mounted>>,
     /// Mount requests being worked on.
     pending: usize,
     /// Whether a mount was ever asked for.
@@ -62,6 +65,18 @@ struct State {
     stopped: bool,
     /// Takes no more mounts.
     leaving: bool,
+}
+
+impl State {
+    fn sessions(&self) -> usize {
+        self.mounts.len() + self.detached.len()
+    }
+
+    /// A session has ended. Another mount may stand on its directory by then.
+    fn forget(&mut self, mounted: &Arc<Mounted>) {
+        self.mounts.retain(|_, other| !Arc::ptr_eq(other, mounted));
+        self.detached.retain(|other| !Arc::ptr_eq(other, mounted));
+    }
 }
 
 /// The node process.
@@ -113,7 +128,7 @@ impl Daemon {
     pub fn wait_end(&self) {
         let mut state = self.state();
         loop {
-            let idle = state.mounts.is_empty() && state.pending == 0;
+            let idle = state.sessions() == 0 && state.pending == 0;
             let waited = state.asked || self.started.elapsed() >= FIRST_MOUNT_PATIENCE;
             if state.stopped || (idle && waited) {
                 state.leaving = true;
@@ -139,7 +154,7 @@ impl Daemon {
             }
         }
         let state = self.state();
-        let mounted = |state: &mut State| !state.mounts.is_empty();
+        let mounted = |state: &mut State| state.sessions() > 0;
         drop(self.changed.wait_timeout_while(state, LEAVE_PATIENCE, mounted));
         self.node.stop();
     }
@@ -168,7 +183,7 @@ impl Daemon {
         let swarm = self.node.join(target.origin, &target.addresses)?;
         let (record, release) = target.release(&swarm, timeout, options.allow_stale)?;
         let _one_at_a_time = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mounted) = self.state().mounts.get(&directory) {
+        if let Some(mounted) = self.standing(&directory) {
             return if mounted.source == source {
                 Ok(mounted.describe())
             } else {
@@ -190,15 +205,32 @@ impl Daemon {
         Ok(described)
     }
 
+    /// What this node shows on the directory. Between an unmount and the end of its session the entry
+    /// still stands, and nothing is mounted: that one is put aside.
+    fn standing(&self, directory: &Path) -> Option<Arc<Mounted>> {
+        let mut state = self.state();
+        let mounted = Arc::clone(state.mounts.get(directory)?);
+        let visible = mounts().map_or(true, |mounts| {
+            mounts.iter().any(|line| line.point == directory && line.kind == FILE_SYSTEM_TYPE)
+        });
+        if visible {
+            return Some(mounted);
+        }
+        state.mounts.remove(directory);
+        state.detached.push(mounted);
+        None
+    }
+
     fn run_session(
         self: &Arc<Self>,
         session: fuser::Session<crate::fuse::Adapter<Swarm>>,
         mounted: Mounted,
     ) -> Result<(), Complaint> {
         let directory = mounted.directory.clone();
-        self.state().mounts.insert(directory.clone(), Arc::new(mounted));
+        let mounted = Arc::new(mounted);
+        self.state().mounts.insert(directory.clone(), Arc::clone(&mounted));
         let daemon = Arc::clone(self);
-        let ended = directory.clone();
+        let (ended, gone) = (directory.clone(), Arc::clone(&mounted));
         let run = move || {
             // A panic in a session thread comes back as an error here and ends this mount only.
             if let Err(error) = session.run() {
@@ -206,12 +238,12 @@ impl Daemon {
                 let _ = mount::detach(&ended);
             }
             tracing::info!("unmounted {}", ended.display());
-            daemon.state().mounts.remove(&ended);
+            daemon.state().forget(&gone);
             daemon.changed.notify_all();
         };
         let spawned = std::thread::Builder::new().name("fuse-session".into()).spawn(run);
         spawned.map(drop).map_err(|error| {
-            self.state().mounts.remove(&directory);
+            self.state().forget(&mounted);
             Complaint::failure(format_args!("no thread for the mount: {error}"))
         })
     }

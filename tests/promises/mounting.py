@@ -204,6 +204,16 @@ def sigterm_to_the_node_unmounts_and_makes_durable(world):
     assert settled(world) < 64 << 10, "what was fetched before SIGTERM was not durable"
 
 
+@promise(seconds=120)
+def a_mount_right_after_its_umount_is_there(world):
+    """The node may be anywhere between the kernel's unmount and its own end."""
+    world.published(tree.small(world.dir / "source"))
+    for _ in range(25):
+        mount = world.mount(options="background=none")
+        assert len(distd_mounts(world)) == 1 and (mount / "bin/file0").exists()
+        world.umount()
+
+
 @promise()
 def busy_mounts_stay_unless_taken_lazily(world):
     source, _ = helped(world)
@@ -214,6 +224,9 @@ def busy_mounts_stay_unless_taken_lazily(world):
         compare.same(source, mount)
         world.fs("umount", "--lazy", mount)
         assert not distd_mounts(world)
+        # While the old session lives on, the directory can be mounted on again.
+        compare.same(source, world.mount())
+        world.umount()
         assert len(file.read()) == 8 * tree.MIB, "an open file goes on after a lazy umount"
     hosts.until(lambda: world.node_pid() is None, what="the node's end")
 
