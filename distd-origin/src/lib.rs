@@ -5,6 +5,7 @@
 //!                                  \________ index ________/
 //! ```
 
+pub mod announced;
 pub mod catch_up;
 pub mod cli;
 pub mod content;

@@ -5,6 +5,7 @@
 //! key           the signing key, mode 0600
 //! log/          the log (distd_core::store)
 //! index.redb    what the log holds, by content; may be deleted
+//! announced     how far a running `serve` has told the swarm
 //! ```
 //!
 //! `init` writes `repo.json` last: a directory without it is no repository.
@@ -29,6 +30,7 @@ const SETTINGS: &str = "repo.json";
 const KEY: &str = "key";
 const LOG: &str = "log";
 const INDEX: &str = "index.redb";
+const ANNOUNCED: &str = "announced";
 /// How long after its newest signature a head counts as fresh where the settings do not say.
 const VALIDITY_S: u64 = 7 * 86_400;
 /// Settings and key files are small.
@@ -247,6 +249,11 @@ impl Repo {
     /// Its index file.
     pub fn index_path(&self) -> PathBuf {
         self.dir.join(INDEX)
+    }
+
+    /// The file in which `serve` says how far it has told the swarm.
+    pub fn announced_path(&self) -> PathBuf {
+        self.dir.join(ANNOUNCED)
     }
 
     /// Opens its log to read.

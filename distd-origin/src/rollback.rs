@@ -21,6 +21,8 @@ pub struct RollbackReport {
     pub to: String,
     /// Length of the log, in munros.
     pub munros: u64,
+    /// Whether a running server has told the swarm; `None` if none runs.
+    pub announced: Option<bool>,
 }
 
 /// Why a track was not moved.
@@ -54,6 +56,7 @@ pub fn rollback(repo: &Repo, track: &str, version: &str) -> Result<RollbackRepor
         from,
         to: version.to_owned(),
         munros: head.munros,
+        announced: None,
     };
     if report.changed {
         let statement = Statement {

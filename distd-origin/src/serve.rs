@@ -12,6 +12,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::announced::Announced;
 use crate::history::{History, HistoryError};
 use crate::repo::{Repo, RepoError};
 
@@ -46,7 +47,7 @@ pub fn serve(
     repo: &Repo,
     listen: SocketAddr,
     ready: impl FnOnce(SocketAddr, &[String]),
-    announced: impl FnMut(u64),
+    mut announced: impl FnMut(u64),
 ) -> Result<(), ServeError> {
     let log = repo.log()?;
     let mut tracks = History::read(&log)?.tracks();
@@ -58,11 +59,19 @@ pub fn serve(
     let options = ServeOptions { listen, heartbeat: HEARTBEAT };
     let server = OriginServer::open(Arc::new(log), repo.key()?, &options)?;
     let address = server.address();
+    let noted = Announced::hold(&repo.announced_path()).inspect_err(|error| {
+        tracing::info!(%error, "a publish will not wait for its announcement");
+    });
     let urls: Vec<String> =
         tracks.iter().map(|track| repo.url_at(&reachable(repo, address), track)).collect();
     ready(address, &urls);
     notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving at {address}"))]);
-    server.run(stop, announced);
+    server.run(stop, |munros| {
+        if let Ok(Err(error)) = noted.as_ref().map(|noted| noted.note(munros)) {
+            tracing::warn!(%error, "a publish will not know of its announcement");
+        }
+        announced(munros);
+    });
     notify(&[NotifyState::Stopping]);
     Ok(())
 }

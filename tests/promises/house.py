@@ -56,7 +56,7 @@ def the_readmes_commands_work(world):
     tree.small(world.dir / "source")
     text = (TOP / "README.md").read_text(encoding="utf-8")
     blocks = text.partition("On the origin:")[2].partition("In fstab:")[0].split("```")[1::2]
-    lines = "".join(blocks).replace("serve &", "serve > serve.log 2>&1 & sleep 2").replace("umount /mnt", "cat /mnt/bin/file0 >content; umount /mnt")
+    lines = "".join(blocks).replace("serve &", "serve > serve.log 2>&1 & until grep -q serving serve.log; do sleep 0.1; done").replace("umount /mnt", "cat /mnt/bin/file0 >content; umount /mnt")
     for words, own in (("/var/lib/distd/origin", "repo"), ("/srv/tree", "source"), ("/mnt", "mnt")):
         lines = lines.replace(words, str(world.dir / own))
     lines = lines.replace("ID@HOST", "$(grep -o '[0-9a-f]*@' serve.log | head -n 1)127.0.0.1")

@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 
 from lib import compare, facts, hosts, tree
-from lib.network import ORIGIN
+from lib.network import NODE, ORIGIN
 from lib.promises import promise
 
 
@@ -142,8 +143,6 @@ def rollback_brings_back_the_old_tree(world):
     compare.same(source, mount)
     world.umount()
     world.origin("rollback", "--track", "stable", "--to", "v1")
-    # serve looks for a commit 20 times a second; a mount shows what is announced when it is made.
-    time.sleep(0.5)
     world.mount()
     compare.same(old, mount)
     world.origin("verify")
@@ -152,19 +151,28 @@ def rollback_brings_back_the_old_tree(world):
 
 
 @promise(seconds=120)
-def publish_while_serve_runs_is_announced(world):
+def publish_ends_when_the_running_serve_has_announced_it(world):
     source = tree.small(world.dir / "source")
     world.init()
-    world.serve()
+    server = world.serve()
     for number in range(3):
         (source / "number").write_text(str(number))
-        world.publish(source, f"v{number}")
-        point = world.dir / f"mount{number}"
+        assert world.publish(source, f"v{number}")["announced"] is True
+        point, cache = world.dir / f"mount{number}", world.dir / f"cache{number}"
         point.mkdir()
-        # `serve` looks for a new commit about once a second.
-        hosts.until(lambda: world.mount(world.url(release=f"v{number}"), point, code=None) == point, 5, "the release at a mount")
+        hosts.run(NODE, world.distd_fs, "mount", world.url(), point, "-o", f"cache={cache}")
         assert (point / "number").read_text() == str(number)
         compare.same(source, point)
+    # A server that hangs costs a publish its patience, and a warning.
+    os.kill(server.pid, signal.SIGSTOP)
+    (source / "number").write_text("late")
+    begin = time.monotonic()
+    result = world.origin("publish", source, "--track", "stable", "--release", "late")
+    assert 1.5 < time.monotonic() - begin < 20 and "announced" in result.err, result
+    os.kill(server.pid, signal.SIGCONT)
+    world.stop(server)
+    (source / "number").write_text("alone")
+    assert world.publish(source, "alone")["announced"] is None, "no server runs"
 
 
 @promise(seconds=120)

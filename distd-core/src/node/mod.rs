@@ -9,6 +9,7 @@
 //!                                    store::Cache  <── flush (a thread of its own)
 //! ```
 
+mod commit_watch;
 mod driver;
 mod event_loop;
 mod follow;

@@ -13,11 +13,12 @@ use crate::store::{Commit, OriginLog};
 use crate::tree::VerifiedMunro;
 use crate::unit::{BlockRange, MunroIndex};
 
+use super::commit_watch::CommitWatch;
 use super::driver::Driver;
 use super::service::{NodeError, open_driver};
 
-/// How often the commit file is looked at. A look is one `stat`.
-const COMMIT_POLL: Duration = Duration::from_millis(50);
+/// How often the commit file is looked at even if nobody says that it was replaced.
+const COMMIT_POLL: Duration = Duration::from_secs(1);
 
 /// How an origin serves.
 #[derive(Clone, Debug)]
@@ -55,17 +56,20 @@ impl OriginServer {
     }
 
     /// Serves until `stop` is told (or its sender dropped), then says goodbye to the peers. `report`
-    /// is called for each commit that is announced, with the log's length in munros.
+    /// is called for each commit that is announced, with the log's length in munros: whoever asks from
+    /// then on is told of it.
     pub fn run(self, mut stop: oneshot::Receiver<()>, mut report: impl FnMut(u64)) {
         let Self { runtime, driver, heartbeat, log, key, .. } = self;
         // A new engine takes a first swarm.
         let Some(mut serving) = Serving::new(driver, log, key) else { return };
         runtime.block_on(async move {
+            let mut watch = CommitWatch::new(serving.log.dir());
             let mut next_poll = Instant::now();
             let mut next_beat = Instant::now() + heartbeat;
-            while serving.driver.wait(Some(next_poll.min(next_beat)), &mut stop).await.is_none() {
+            let mut woken = Some(Woken::Commit);
+            while !matches!(woken, Some(Woken::Stop)) {
                 let now = Instant::now();
-                if now >= next_poll {
+                if woken.is_some() || now >= next_poll {
                     next_poll = now + COMMIT_POLL;
                     if let Some(munros) = serving.poll_commit(now) {
                         next_beat = now + heartbeat;
@@ -77,11 +81,25 @@ impl OriginServer {
                     serving.beat(now);
                 }
                 serving.settle(now);
+                let wake = async {
+                    tokio::select! {
+                        // A sender that is gone means the same.
+                        _ = &mut stop => Woken::Stop,
+                        () = watch.changed() => Woken::Commit,
+                    }
+                };
+                woken = serving.driver.wait(Some(next_poll.min(next_beat)), wake).await;
             }
             serving.driver.engine.remove_swarm(Instant::now(), serving.swarm);
             serving.driver.transmit();
         });
     }
+}
+
+/// What ends a wait for the network.
+enum Woken {
+    Stop,
+    Commit,
 }
 
 struct Serving {

@@ -164,6 +164,11 @@ impl OriginLog {
         self.origin
     }
 
+    /// Its directory; a commit is a rename in it.
+    pub fn dir(&self) -> &Path {
+        self.segments.directory().path()
+    }
+
     /// How far the log reaches; `None` before the first publish.
     pub fn committed(&self) -> Option<Commit> {
         let committed = self.known();

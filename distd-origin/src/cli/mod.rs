@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser};
 use distd_core::manifest::{Metainfo, PeerAddress};
 use serde_json::json;
 
+use crate::announced::{self, Answer};
 use crate::diff::diff;
 use crate::history::History;
 use crate::publish::{PublishOptions, publish};
@@ -60,7 +61,11 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
                 message: message.as_deref().unwrap_or_default(),
                 dry_run: *dry_run,
             };
-            let report = publish(&repo()?, &options, &output.publish_progress())?;
+            let repo = repo()?;
+            let mut report = publish(&repo, &options, &output.publish_progress())?;
+            if report.changed && !report.dry_run {
+                report.announced = await_announcement(&repo, report.munros, output);
+            }
             output.publish(&report)?;
             Ok(Exit::Success)
         }
@@ -87,7 +92,11 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
             Ok(if report.is_sound() { Exit::Success } else { Exit::VerificationFailed })
         }
         Command::Rollback { track, release } => {
-            let report = rollback(&repo()?, track.name(), release.name())?;
+            let repo = repo()?;
+            let mut report = rollback(&repo, track.name(), release.name())?;
+            if report.changed {
+                report.announced = await_announcement(&repo, report.munros, output);
+            }
             output.report(&report, || {
                 if report.changed {
                     format!("track {} went from {} to {}\n", report.track, report.from, report.to)
@@ -116,6 +125,22 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
             clap_complete::generate(*shell, &mut Arguments::command(), "distd-origin", &mut script);
             Output::raw(&script)?;
             Ok(Exit::Success)
+        }
+    }
+}
+
+/// Waits for a server that runs to tell the swarm of the log's first `munros`; whether it did, if one
+/// runs.
+fn await_announcement(repo: &Repo, munros: u64, output: &Output) -> Option<bool> {
+    match announced::wait(&repo.announced_path(), munros, announced::PATIENCE) {
+        Answer::NoServer => None,
+        Answer::Announced => Some(true),
+        Answer::Late => {
+            output.warning(
+                "it is committed, but the running 'distd-origin serve' has not announced it yet: \
+                 a mount made now may show the release before",
+            );
+            Some(false)
         }
     }
 }

@@ -55,6 +55,8 @@ pub struct PublishReport {
     pub extents: u64,
     /// Length of the log, in munros.
     pub munros: u64,
+    /// Whether a running server has told the swarm; `None` if none runs.
+    pub announced: Option<bool>,
     /// Files and directories that not everybody can read, with a few examples.
     pub not_world_readable: Exposed,
     /// Set where the release is committed and the index could not be brought up to it.
