@@ -191,6 +191,12 @@ impl Channel {
         *count <= super::limits::SIGNATURE_CHECKS_PER_MINUTE
     }
 
+    /// The signature was the origin's and news: as many of these as it makes are welcome.
+    pub(super) fn on_news_checked(&mut self) {
+        let (count, _) = &mut self.traffic.checks;
+        *count = count.saturating_sub(1);
+    }
+
     /// For people.
     pub(super) fn report(&self) -> PeerReport {
         let state = match self.state {

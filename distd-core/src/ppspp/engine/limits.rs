@@ -86,7 +86,8 @@ pub const HASHLESS_MAX: u8 = 3;
 pub const STRAYS_MAX: u32 = 64;
 /// Most chunks that may yet arrive without being strays.
 pub const CREDIT_MAX: u64 = 1 << 17;
-/// Signatures of munros that were not asked for, checked per peer and minute (INTEGRITY.1).
+/// Signatures of munros that were not asked for and turn out to be no news, checked per peer and
+/// minute (INTEGRITY.1).
 pub const SIGNATURE_CHECKS_PER_MINUTE: u32 = 8;
 /// Trees of munros kept per swarm, 17 KiB each.
 pub const TREES_MAX: usize = 256;

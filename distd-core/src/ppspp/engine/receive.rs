@@ -241,6 +241,7 @@ impl Receive<'_> {
             tree.renew(verified);
         }
         if newer {
+            self.channel.on_news_checked();
             self.swarm.newest = Some(verified);
             self.swarm.spread = true;
             self.events.push_back(Event::Newest { swarm, munro: verified, from });
