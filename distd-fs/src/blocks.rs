@@ -8,21 +8,15 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use distd_core::node::cut;
 use distd_core::unit::{BlockRange, ByteRange};
+
+pub use distd_core::node::Purpose;
 
 /// Why blocks could not be had.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Unavailable(#[from] pub Box<dyn Error + Send + Sync>);
-
-/// What a read is for: counted apart, so that a user sees what metadata costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Release records, directory nodes, extent lists.
-    Metadata,
-    /// Content of files.
-    Data,
-}
 
 /// Called once with the outcome of a read.
 pub type Done = Box<dyn FnOnce(Result<Bytes, Unavailable>) + Send>;
@@ -45,7 +39,7 @@ pub fn read_bytes<B: Blocks + ?Sized>(
     blocks: &B,
     range: ByteRange,
     deadline: Instant,
-) -> Result<Vec<u8>, Unavailable> {
+) -> Result<Bytes, Unavailable> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let done = move |result| {
         let _ = sender.send(result);
@@ -54,7 +48,7 @@ pub fn read_bytes<B: Blocks + ?Sized>(
     // The deadline is kept by the other side; the slack is for a side that fails to.
     let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(5);
     let bytes = receiver.recv_timeout(patience).map_err(|error| Unavailable(error.into()))??;
-    Ok(node_bytes(range, &bytes).to_vec())
+    Ok(cut(&bytes, range))
 }
 
 /// Runs a handler so that its panic ends what it handled and not the thread that serves others.
@@ -62,10 +56,4 @@ pub fn contained(operation: &'static str, handler: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(handler)).is_err() {
         tracing::error!("a bug in {operation} was contained; the caller got EIO");
     }
-}
-
-/// The bytes of a node within the blocks that hold it.
-pub fn node_bytes(range: ByteRange, blocks: &[u8]) -> &[u8] {
-    let start = (range.offset - range.blocks().byte_offset()) as usize;
-    blocks.get(start..start + range.len as usize).unwrap_or_default()
 }

@@ -79,6 +79,19 @@ enum Command {
     Status,
     /// The peers of the node.
     Peers,
+    /// Have a mount stay at the release that it shows.
+    Hold {
+        /// A mount point or a path below one.
+        path: PathBuf,
+    },
+    /// Have a mount take the newest release and follow its track again.
+    Release {
+        /// A mount point or a path below one.
+        path: PathBuf,
+        /// Take the newest release and stay there.
+        #[arg(long)]
+        once: bool,
+    },
     /// Keep a release, or a part of it, from eviction.
     Pin {
         /// A mount point or a path below one.
@@ -186,6 +199,14 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 }
             }
             report::print(cli.json, false, &Value::Array(peers), report::peers);
+        }
+        Command::Hold { path } => {
+            let request = Request::Hold { path: (&*named(path)?).into() };
+            report::print(cli.json, cli.quiet, &ask(&request)?, report::held);
+        }
+        Command::Release { path, once } => {
+            let request = Request::Release { path: (&*named(path)?).into(), once: *once };
+            report::print(cli.json, cli.quiet, &ask(&request)?, report::held);
         }
         Command::Pin { path } => {
             let request = Request::Pin { path: (&*named(path)?).into() };

@@ -51,6 +51,18 @@ pub enum Request {
         /// A path that was pinned.
         path: PathText,
     },
+    /// Stay at the release that is shown.
+    Hold {
+        /// A path on a mount.
+        path: PathText,
+    },
+    /// Take the newest release, and follow from then on.
+    Release {
+        /// A path on a mount.
+        path: PathText,
+        /// Stay at that one.
+        once: bool,
+    },
     /// Change the bound of the cache.
     Limit {
         /// In bytes; `None`: what the disk's reserve leaves.

@@ -1,24 +1,28 @@
 //! The node process of a cache: its mounts, and what the control socket asks of it.
 
+mod follow;
+mod mounted;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use distd_core::manifest::Release;
 use distd_core::node::{Node, NodeError, NodeOptions, Swarm};
 use distd_core::store::OpenError;
-use distd_core::unit::{BlockIndex, BlockRange, ByteRange};
+use distd_core::unit::{BlockIndex, BlockRange};
 use serde_json::{Value, json};
 
 use crate::control::{Answer, MountRequest, Request, Responder};
 use crate::exit::{Complaint, Exit};
-use crate::fs::{Fs, Local, View, merged, walk};
+use crate::fs::{Fs, View, merged};
 use crate::mount;
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounts};
 use crate::options::{Background, MountOptions};
 use crate::target::Target;
+use mounted::Mounted;
 
 /// How long a node without a mount waits for its first.
 const FIRST_MOUNT_PATIENCE: Duration = Duration::from_secs(10);
@@ -26,8 +30,6 @@ const FIRST_MOUNT_PATIENCE: Duration = Duration::from_secs(10);
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 /// State file of the cache that keeps the bound set by `cache limit`.
 const QUOTA_STATE: &str = "quota";
-/// Files of a release above which `status` does not work out how much of it is local.
-const LOCAL_FILES_MAX: u64 = 500_000;
 
 /// How a node process is set up.
 #[derive(Clone, Debug)]
@@ -38,18 +40,6 @@ pub struct DaemonOptions {
     pub quota_bytes: Option<u64>,
     /// UDP address; `None`: any free port.
     pub listen: Option<SocketAddr>,
-}
-
-/// One mount.
-struct Mounted {
-    directory: PathBuf,
-    source: String,
-    swarm: Swarm,
-    fs: Arc<Fs<Swarm>>,
-    view: Arc<View>,
-    record: ByteRange,
-    /// Where the release's content lies, once somebody asked.
-    content: OnceLock<Vec<BlockRange>>,
 }
 
 #[derive(Default)]
@@ -191,11 +181,11 @@ impl Daemon {
                 Err(Complaint::new(Exit::Busy, text))
             };
         }
-        let view = Arc::new(View { generation: 0, origin: target.origin, release });
-        let fs = Fs::new(Arc::new(swarm.clone()), Arc::clone(&view), timeout);
+        let view = View { generation: 0, origin: target.origin, record, release };
+        let fs = Fs::new(Arc::new(swarm.clone()), Arc::new(view), timeout);
         let session = mount::mount(Arc::clone(&fs), &directory, &source, &options)?;
-        let content = OnceLock::new();
-        let mounted = Mounted { directory, source, swarm, fs, view, record, content };
+        let point = mounted::Point { directory, source, notifier: session.notifier() };
+        let mounted = Mounted::new(point, &target, swarm, fs, &options);
         let described = mounted.describe();
         if options.background == Background::Metadata {
             mounted.fs.sweep_metadata();
@@ -238,12 +228,15 @@ impl Daemon {
                 let _ = mount::detach(&ended);
             }
             tracing::info!("unmounted {}", ended.display());
+            gone.ended.store(true, Ordering::Relaxed);
             daemon.state().forget(&gone);
             daemon.changed.notify_all();
         };
         let spawned = std::thread::Builder::new().name("fuse-session".into()).spawn(run);
-        spawned.map(drop).map_err(|error| {
+        let following = spawned.and_then(|_| follow::start(&mounted));
+        following.map_err(|error| {
             self.state().forget(&mounted);
+            let _ = mount::detach(&directory);
             Complaint::failure(format_args!("no thread for the mount: {error}"))
         })
     }
@@ -304,6 +297,17 @@ impl Daemon {
         Ok(json!({ "pin": name }))
     }
 
+    /// Has the mount that a path lies on stay at its release.
+    pub fn hold(&self, path: &Path) -> Answer {
+        self.mount_of(path)?.0.hold()
+    }
+
+    /// Has the mount that a path lies on take the newest release, and follow its track from then on
+    /// unless this is for once.
+    pub fn release(&self, path: &Path, once: bool) -> Answer {
+        self.mount_of(path)?.0.let_go(once)
+    }
+
     /// Changes the bound of the cache, for later nodes too.
     pub fn limit(&self, quota_bytes: Option<u64>) -> Answer {
         self.node.cache().set_quota(quota_bytes);
@@ -324,7 +328,7 @@ impl Daemon {
         let mounts: Vec<Arc<Mounted>> = self.state().mounts.values().cloned().collect();
         let mut freed = 0;
         for log in self.logs() {
-            let of_log = mounts.iter().filter(|mounted| mounted.view.origin == log.origin());
+            let of_log = mounts.iter().filter(|mounted| mounted.swarm.origin() == log.origin());
             let kept = merged(of_log.flat_map(|mounted| mounted.metadata()).collect());
             freed += log.evict(&without(&log.held(), &kept));
         }
@@ -380,80 +384,13 @@ impl Responder for Doorkeeper {
             Request::Status => daemon.status(),
             Request::Pin { path } => daemon.pin(&PathBuf::from(path)),
             Request::Unpin { path } => daemon.unpin(&PathBuf::from(path)),
+            Request::Hold { path } => daemon.hold(&PathBuf::from(path)),
+            Request::Release { path, once } => daemon.release(&PathBuf::from(path), once),
             Request::Limit { quota_bytes } => daemon.limit(quota_bytes),
             Request::Evict { path } => daemon.evict(&PathBuf::from(path)),
             Request::Clean => daemon.clean(),
             Request::Flush => daemon.flush(),
         })
-    }
-}
-
-impl Mounted {
-    fn release(&self) -> &Release {
-        &self.view.release
-    }
-
-    fn describe(&self) -> Value {
-        json!({
-            "directory": self.directory.display().to_string(),
-            "source": self.source,
-            "track": self.release().track,
-            "release": self.release().version,
-        })
-    }
-
-    fn status(&self) -> Value {
-        let metadata = self.fs.local(self.release().metadata.iter().copied());
-        let content = self.local_content(metadata);
-        let mut value = self.describe();
-        value["origin"] = json!(self.view.origin.to_string());
-        value["inodes"] = json!(self.fs.remembered());
-        value["release_bytes"] = json!(self.release().totals.bytes);
-        value["metadata"] = json!(metadata);
-        value["content"] = json!(content);
-        value
-    }
-
-    /// How much of the release's content is local; `None` as long as its metadata is not, because
-    /// status never waits for the network.
-    fn local_content(&self, metadata: Local) -> Option<Local> {
-        if self.content.get().is_none() {
-            let listed = metadata.total > 0 && metadata.local == metadata.total;
-            if !listed || self.release().totals.files > LOCAL_FILES_MAX {
-                return None;
-            }
-            let place = walk(&self.swarm, self.release(), Path::new(""), Duration::ZERO).ok()?;
-            // Another thread that asked at the same time worked out the same.
-            let _ = self.content.set(place.content);
-        }
-        self.content.get().map(|ranges| self.fs.local(ranges.iter().copied()))
-    }
-
-    fn walk(&self, below: &Path) -> Result<crate::fs::ReleasePlace, Complaint> {
-        let timeout = self.fs.deadline().saturating_duration_since(Instant::now());
-        walk(&self.swarm, self.release(), below, timeout).map_err(|error| {
-            let exit = match error {
-                crate::fs::WalkError::NoEntry { .. } => Exit::NoSuch,
-                crate::fs::WalkError::Unavailable(_) => Exit::Unreachable,
-                crate::fs::WalkError::Damaged { .. } | crate::fs::WalkError::Depth => {
-                    Exit::Unverified
-                }
-            };
-            Complaint::new(exit, error)
-        })
-    }
-
-    fn pin_name(&self, below: &Path) -> String {
-        let Release { track, version, .. } = self.release();
-        format!("{track}@{version}/{}", below.display())
-    }
-
-    /// The blocks without which the mount could not be made again offline.
-    fn metadata(&self) -> Vec<BlockRange> {
-        let mut ranges = self.release().metadata.clone();
-        ranges.push(self.record.blocks());
-        ranges.push(self.release().root_directory().node.blocks());
-        ranges
     }
 }
 

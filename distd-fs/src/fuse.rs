@@ -3,6 +3,9 @@
 //! Reply objects travel with the continuations; one that is dropped unanswered (a panic, a node that
 //! leaves) answers EIO by itself.
 
+mod listing;
+mod stale;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -19,8 +22,11 @@ use fuser::{
 
 use crate::blocks::{Blocks, contained};
 use crate::errno::Failure;
-use crate::fs::{Attributes, Fs, Kind, Listing, Seek};
+use crate::fs::{Attributes, Fs, Kind, Seek};
 use crate::inode::ROOT;
+use listing::{fill, fill_plus, place};
+
+pub use stale::{forget_directories, forget_stale};
 
 /// How long the kernel may keep attributes and names: content is immutable, so for ever in effect.
 const TTL: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -31,9 +37,6 @@ const ROOT_ABSENT_TTL: Duration = Duration::from_secs(1);
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Read-ahead requests that the kernel may have in flight.
 const BACKGROUND_MAX: u16 = 128;
-
-/// What `d_ino` shows where an entry has no inode number yet (libfuse's FUSE_UNKNOWN_INO).
-const UNKNOWN_NUMBER: u64 = 0xffff_ffff;
 
 /// A file system as fuser wants it.
 pub struct Adapter<B> {
@@ -117,60 +120,6 @@ fn absent() -> FileAttr {
     })
 }
 
-/// Fills a directory reply with plain entries from `offset` on.
-fn fill(reply: &mut ReplyDirectory, listing: &Listing, offset: u64) {
-    let (own, parent) = (listing.inode.number, listing.inode.parent);
-    for (at, number, name) in [(0, own, "."), (1, parent, "..")] {
-        if offset <= at && reply.add(INodeNo(number), at + 1, FileType::Directory, name) {
-            return;
-        }
-    }
-    for (index, name, kind) in listing.entries(offset.saturating_sub(2) as usize) {
-        let number = INodeNo(UNKNOWN_NUMBER);
-        if reply.add(number, index as u64 + 3, file_type(kind), OsStr::from_bytes(name)) {
-            return;
-        }
-    }
-}
-
-/// Fills a directory reply with entries and attributes; an entry that no longer fits takes its
-/// lookup back.
-fn fill_plus<B: Blocks>(
-    fs: &Arc<Fs<B>>,
-    reply: &mut ReplyDirectoryPlus,
-    listing: &Listing,
-    offset: u64,
-) {
-    let dot = |number| FileAttr { ino: INodeNo(number), kind: FileType::Directory, ..absent() };
-    let mut add = |number: u64, at: u64, name: &OsStr, ttl: &Duration, attr: &FileAttr| {
-        reply.add(INodeNo(number), at, name, ttl, attr, Generation(0))
-    };
-    let (own, parent) = (listing.inode.number, listing.inode.parent);
-    for (at, number, name) in [(0, own, "."), (1, parent, "..")] {
-        // The kernel takes no attributes from these two.
-        if offset <= at && add(number, at + 1, OsStr::new(name), &Duration::ZERO, &dot(number)) {
-            return;
-        }
-    }
-    for (index, name, kind) in listing.entries(offset.saturating_sub(2) as usize) {
-        let (name, next) = (OsStr::from_bytes(name), index as u64 + 3);
-        let full = if let Some(attributes) = fs.enter(listing, index) {
-            let full = add(attributes.number, next, name, &TTL, &file_attr(&attributes));
-            if full {
-                fs.forget(attributes.number, 1);
-            }
-            full
-        } else {
-            // Node id 0: no attributes given, the kernel looks the name up when it needs them.
-            let attr = FileAttr { kind: file_type(kind), ..absent() };
-            add(UNKNOWN_NUMBER, next, name, &Duration::ZERO, &attr)
-        };
-        if full {
-            return;
-        }
-    }
-}
-
 /// Answers a query for a variable-length value as `getxattr(2)` wants it.
 fn reply_value(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, Failure>) {
     match value {
@@ -208,10 +157,14 @@ impl<B: Blocks> Filesystem for Adapter<B> {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let absent_ttl = if parent.0 == ROOT { ROOT_ABSENT_TTL } else { TTL };
+        let (ttl, absent_ttl) = match (self.fs.may_remember(), parent.0) {
+            (false, _) => (Duration::ZERO, Duration::ZERO),
+            (true, ROOT) => (TTL, ROOT_ABSENT_TTL),
+            (true, _) => (TTL, TTL),
+        };
         contained("lookup", || {
             self.fs.lookup(parent.0, name.as_bytes(), move |found| match found {
-                Ok(Some(attributes)) => reply.entry(&TTL, &file_attr(&attributes), Generation(0)),
+                Ok(Some(attributes)) => reply.entry(&ttl, &file_attr(&attributes), Generation(0)),
                 Ok(None) => reply.entry(&absent_ttl, &absent(), Generation(0)),
                 Err(failure) => reply.error(errno(failure)),
             });
@@ -223,9 +176,10 @@ impl<B: Blocks> Filesystem for Adapter<B> {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let ttl = if self.fs.may_remember() { TTL } else { Duration::ZERO };
         contained("getattr", || {
             self.fs.attributes(ino.0, move |attributes| match attributes {
-                Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
+                Ok(attributes) => reply.attr(&ttl, &file_attr(&attributes)),
                 Err(failure) => reply.error(errno(failure)),
             });
         });
@@ -286,10 +240,11 @@ impl<B: Blocks> Filesystem for Adapter<B> {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let (generation, first) = place(offset);
         contained("readdir", || {
-            self.fs.list(ino.0, move |listing| match listing {
+            self.fs.list(ino.0, generation, move |listing| match listing {
                 Ok(listing) => {
-                    fill(&mut reply, &listing, offset);
+                    fill(&mut reply, &listing, first);
                     reply.ok();
                 }
                 Err(failure) => reply.error(errno(failure)),
@@ -306,10 +261,12 @@ impl<B: Blocks> Filesystem for Adapter<B> {
         mut reply: ReplyDirectoryPlus,
     ) {
         let fs = Arc::clone(&self.fs);
+        let (generation, first) = place(offset);
+        let ttl = if self.fs.may_remember() { TTL } else { Duration::ZERO };
         contained("readdirplus", || {
-            self.fs.list(ino.0, move |listing| match listing {
+            self.fs.list(ino.0, generation, move |listing| match listing {
                 Ok(listing) => {
-                    fill_plus(&fs, &mut reply, &listing, offset);
+                    fill_plus(&fs, &mut reply, &listing, first, ttl);
                     reply.ok();
                 }
                 Err(failure) => reply.error(errno(failure)),

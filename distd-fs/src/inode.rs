@@ -3,8 +3,11 @@
 //! Inode 1 is the root for ever. Other numbers are given out once and never again, so that a number
 //! cannot come to mean another file. A slot is small: it points at an entry of a directory node
 //! instead of holding it, so that a million remembered inodes fit beside a bounded node cache.
+//!
+//! When the mount takes another release, the root and the directories above mount points become those
+//! of the new release under their old numbers; every other number keeps the release that it belongs to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use distd_core::manifest::{Entry, EntryKind};
@@ -14,6 +17,8 @@ use crate::fs::View;
 
 /// The number of the root directory.
 pub const ROOT: u64 = 1;
+/// Former releases of directories that follow, kept for listings that began before a switch.
+const FORMER_MAX: usize = 64;
 
 /// Where an inode's entry is to be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +58,29 @@ enum Identity {
     Link { generation: u32, id: u64 },
 }
 
+impl Identity {
+    fn generation(self) -> u32 {
+        match self {
+            Self::Name { generation, .. } | Self::Link { generation, .. } => generation,
+        }
+    }
+}
+
+/// A directory that keeps its number and takes the new release's content.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    /// Its number.
+    pub number: u64,
+    /// Its parent's number.
+    pub parent: u64,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Where the new release has it: the parent's node and the position in it.
+    pub place: (ByteRange, u32),
+    /// Its node in the new release.
+    pub directory: ByteRange,
+}
+
 #[derive(Debug)]
 struct Slot {
     inode: Inode,
@@ -69,6 +97,13 @@ struct Table {
     /// Kept after the kernel forgets an inode: a tool that walks a tree under memory pressure must
     /// see the same number under the second name. Bounded by the hard links of the releases shown.
     by_link: HashMap<Identity, u64>,
+    /// Remembered inodes of each release.
+    remembered: BTreeMap<u32, usize>,
+    /// Directories on the way to mount points as of the last switch, by parent and name: these names
+    /// never mean another number, because the kernel would detach what is mounted below.
+    following: BTreeMap<u64, BTreeMap<Vec<u8>, u64>>,
+    /// What directories that follow were before, newest last.
+    former: VecDeque<Inode>,
 }
 
 /// The table.
@@ -84,6 +119,9 @@ impl Inodes {
             slots: HashMap::new(),
             by_name: HashMap::new(),
             by_link: HashMap::new(),
+            remembered: BTreeMap::new(),
+            following: BTreeMap::new(),
+            former: VecDeque::new(),
         }))
     }
 
@@ -96,14 +134,94 @@ impl Inodes {
         table.slots.get(&number).map(|slot| slot.inode.clone())
     }
 
+    /// The root.
+    pub fn root(&self) -> Inode {
+        self.table().root.clone()
+    }
+
+    /// The directory of that number as the release of `generation` has it; nothing where the kernel
+    /// never saw it or where that is too many switches ago.
+    pub fn find_former(&self, number: u64, generation: u32) -> Option<Inode> {
+        let table = self.table();
+        let is_it = |i: &&Inode| i.number == number && i.view.generation == generation;
+        table.former.iter().rfind(is_it).cloned()
+    }
+
+    /// A directory on the way to a mount point: as it followed at the last switch, else the entry at
+    /// `index` of `parent`.
+    pub fn following(&self, parent: &Inode, name: &[u8], index: Option<u32>) -> Option<Inode> {
+        let table = self.table();
+        let (generation, parent) = (parent.view.generation, parent.number);
+        let by_name = |index| table.by_name.get(&Identity::Name { generation, parent, index });
+        let followed = table.following.get(&parent).and_then(|names| names.get(name));
+        let number = followed
+            .filter(|number| table.slots.contains_key(number))
+            .or_else(|| by_name(index?))?;
+        table.slots.get(number).map(|slot| slot.inode.clone())
+    }
+
+    /// Shows `view` at the root from here on, and its directories at the numbers that follow. `kept`
+    /// are the directories above mount points that the new release lacks, by parent, name and number:
+    /// they stay what they are.
+    pub fn switch(
+        &self,
+        view: &Arc<View>,
+        followers: Vec<Follower>,
+        kept: Vec<(u64, Vec<u8>, u64)>,
+    ) {
+        let mut table = self.table();
+        let table = &mut *table;
+        let before = std::mem::replace(&mut table.root, root(Arc::clone(view)));
+        table.former.push_back(before);
+        table.following.clear();
+        for (parent, name, number) in kept {
+            table.following.entry(parent).or_default().insert(name, number);
+        }
+        for follower in followers {
+            let Follower { number, parent, name, place: (directory, index), .. } = follower;
+            // The kernel may have forgotten it meanwhile; then it is looked up anew.
+            let Some(slot) = table.slots.get_mut(&number) else { continue };
+            let identity = Identity::Name { generation: view.generation, parent, index };
+            table.by_name.remove(&std::mem::replace(&mut slot.identity, identity));
+            table.by_name.insert(identity, number);
+            *table.remembered.entry(view.generation).or_default() += 1;
+            forget_one(&mut table.remembered, slot.inode.view.generation);
+            let inode = Inode {
+                number,
+                parent,
+                view: Arc::clone(view),
+                place: Place::Entry { directory, index },
+                directory: Some(follower.directory),
+            };
+            table.former.push_back(std::mem::replace(&mut slot.inode, inode));
+            table.following.entry(parent).or_default().insert(name, number);
+        }
+        while table.former.len() > FORMER_MAX {
+            table.former.pop_front();
+        }
+        // The links of a release that nobody has anything of any more are of no use.
+        let Table { by_link, remembered, .. } = table;
+        by_link.retain(|identity, _| {
+            let generation = identity.generation();
+            generation == view.generation || remembered.contains_key(&generation)
+        });
+    }
+
     /// The release at the root.
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.table().root.view)
     }
 
     /// Gives the entry at `index` of the directory `parent`, whose node is `directory`, its number,
-    /// and counts one lookup.
-    pub fn enter(&self, parent: &Inode, directory: ByteRange, index: u32, entry: &Entry) -> u64 {
+    /// and counts one lookup. `None` for what cannot be shown as long as something is mounted on a
+    /// directory of that name: an entry that is no directory.
+    pub fn enter(
+        &self,
+        parent: &Inode,
+        directory: ByteRange,
+        index: u32,
+        entry: &Entry,
+    ) -> Option<u64> {
         let generation = parent.view.generation;
         let identity = match entry.link {
             Some(link) => Identity::Link { generation, id: link.id },
@@ -111,6 +229,17 @@ impl Inodes {
         };
         let mut table = self.table();
         let table = &mut *table;
+        let followed = table.following.get(&parent.number);
+        let followed = followed.and_then(|names| names.get(entry.name.as_bytes()));
+        if let Some(number) = followed
+            && let Some(slot) = table.slots.get_mut(number)
+        {
+            if !matches!(entry.kind, EntryKind::Directory(_)) {
+                return None;
+            }
+            slot.lookups += 1;
+            return Some(*number);
+        }
         let numbers = match identity {
             Identity::Link { .. } => &mut table.by_link,
             Identity::Name { .. } => &mut table.by_name,
@@ -124,6 +253,7 @@ impl Inodes {
                 EntryKind::Directory(directory) => Some(directory.node),
                 _ => None,
             };
+            *table.remembered.entry(generation).or_default() += 1;
             let inode = Inode {
                 number,
                 parent: parent.number,
@@ -134,7 +264,7 @@ impl Inodes {
             Slot { inode, identity, lookups: 0 }
         });
         slot.lookups += 1;
-        number
+        Some(number)
     }
 
     /// Takes back `count` lookups; with the last one the number is forgotten.
@@ -146,6 +276,7 @@ impl Inodes {
             let identity = slot.identity;
             table.slots.remove(&number);
             table.by_name.remove(&identity);
+            forget_one(&mut table.remembered, identity.generation());
         }
     }
 
@@ -159,9 +290,25 @@ impl Inodes {
         self.len() == 0
     }
 
+    /// All that the table keeps, for tests of its bounds.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        let table = self.table();
+        table.slots.len() + table.by_name.len() + table.by_link.len() + table.former.len()
+    }
+
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
         // Each change is complete when the lock is given back, also by a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn forget_one(remembered: &mut BTreeMap<u32, usize>, generation: u32) {
+    if let Some(count) = remembered.get_mut(&generation) {
+        *count -= 1;
+        if *count == 0 {
+            remembered.remove(&generation);
+        }
     }
 }
 
@@ -195,7 +342,7 @@ mod tests {
                 let file = Entry { link: (index >= 8).then(|| link(index)), ..file };
                 let name = if index >= 8 { 8 + index / 2 } else { index };
                 if look {
-                    let number = inodes.enter(&root, directory, index, &file);
+                    let number = inodes.enter(&root, directory, index, &file).expect("shown");
                     let (known, lookups) = held.entry(name).or_insert((number, 0));
                     prop_assert_eq!(*known, number);
                     *lookups += 1;

@@ -1,8 +1,9 @@
 //! What is mounted where: `/proc/self/mountinfo`, read without touching any mount.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// The type that distd's mounts have.
@@ -11,6 +12,12 @@ pub const FILE_SYSTEM_TYPE: &str = "fuse.distd";
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountLine {
+    /// Number of the mount.
+    pub id: u64,
+    /// Number of the mount that it lies on.
+    pub parent: u64,
+    /// Which directory of the file system is mounted.
+    pub root: PathBuf,
     /// Device number, `MAJOR:MINOR`.
     pub device: String,
     /// Mount point.
@@ -23,7 +30,47 @@ pub struct MountLine {
 
 /// All mounts that this process sees, in order; of two on one point the later is on top.
 pub fn mounts() -> io::Result<Vec<MountLine>> {
-    Ok(std::fs::read("/proc/self/mountinfo")?.split(|b| *b == b'\n').filter_map(parse).collect())
+    Ok(parse_all(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// The paths within the file system of that device number on which something is mounted, in all mount
+/// namespaces that this process may see (of other users', only root may).
+pub fn covered(device: &str) -> Vec<Vec<u8>> {
+    let mut tables = vec![std::fs::read("/proc/self/mountinfo").unwrap_or_default()];
+    let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
+    let mut seen: BTreeSet<PathBuf> = namespace(Path::new("/proc/self")).into_iter().collect();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let number = process.file_name();
+        if number.as_bytes().iter().all(u8::is_ascii_digit)
+            && namespace(&process.path()).is_some_and(|namespace| seen.insert(namespace))
+        {
+            tables.extend(std::fs::read(process.path().join("mountinfo")));
+        }
+    }
+    let mut paths: Vec<Vec<u8>> =
+        tables.iter().flat_map(|table| covered_in(&parse_all(table), device)).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    paths
+}
+
+fn covered_in(mounts: &[MountLine], device: &str) -> Vec<Vec<u8>> {
+    let ours = mounts.iter().filter(|mount| mount.device == device);
+    let ours: BTreeMap<u64, &MountLine> = ours.map(|mount| (mount.id, mount)).collect();
+    let path = |mount: &MountLine| {
+        let parent = ours.get(&mount.parent)?;
+        let below = mount.point.strip_prefix(&parent.point).ok()?;
+        // Something mounted over the root hides it but lies below no name of it: nothing is left.
+        let path = parent.root.join(below).into_os_string().into_vec();
+        let path = path.strip_prefix(b"/").unwrap_or(&path);
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        (!path.is_empty()).then(|| path.to_vec())
+    };
+    mounts.iter().filter_map(path).collect()
+}
+
+fn parse_all(table: &[u8]) -> Vec<MountLine> {
+    table.split(|b| *b == b'\n').filter_map(parse).collect()
 }
 
 /// What is mounted on exactly this path.
@@ -36,11 +83,15 @@ fn parse(line: &[u8]) -> Option<MountLine> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
     let dash = fields.iter().skip(6).position(|field| *field == b"-")? + 6;
     let text = |index: usize| Some(String::from_utf8_lossy(fields.get(index)?).into_owned());
+    let path = |index: usize| Some(OsString::from_vec(unescape(fields.get(index)?)));
     Some(MountLine {
+        id: text(0)?.parse().ok()?,
+        parent: text(1)?.parse().ok()?,
+        root: path(3)?.into(),
         device: text(2)?,
-        point: OsString::from_vec(unescape(fields.get(4)?)).into(),
+        point: path(4)?.into(),
         kind: text(dash + 1)?,
-        source: OsString::from_vec(unescape(fields.get(dash + 2)?)),
+        source: path(dash + 2)?,
     })
 }
 
@@ -72,6 +123,9 @@ mod tests {
     fn a_line_is_taken_apart() {
         let line = br"36 35 0:98 / /mnt/a\040b rw,nosuid shared:1 master:2 - fuse.distd distd://x@h,i/t rw";
         let expected = MountLine {
+            id: 36,
+            parent: 35,
+            root: "/".into(),
             device: "0:98".into(),
             point: "/mnt/a b".into(),
             kind: FILE_SYSTEM_TYPE.into(),
@@ -81,6 +135,20 @@ mod tests {
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 0:98 / /mnt rw"), None);
         assert_eq!(unescape(br"a\134b\0"), br"a\b\0".to_vec());
+    }
+
+    #[test]
+    fn what_is_mounted_below_is_known_by_its_path_in_the_file_system() {
+        let table = br"20 1 0:1 / / rw - ext4 disk rw
+30 20 0:98 / /mnt rw - fuse.distd s rw
+31 30 0:5 / /mnt/a/p\040q rw - tmpfs t rw
+32 31 0:6 / /mnt/a/p\040q/deeper rw - tmpfs t rw
+33 20 0:98 /sub/dir /elsewhere rw - fuse.distd s rw
+34 33 0:7 / /elsewhere/x rw - tmpfs t rw
+35 30 0:8 / /mnt rw - tmpfs over rw
+36 20 0:9 / /mnt2/y rw - tmpfs t rw";
+        let covered = covered_in(&parse_all(table), "0:98");
+        assert_eq!(covered, [b"a/p q".to_vec(), b"sub/dir/x".to_vec()]);
     }
 
     #[test]

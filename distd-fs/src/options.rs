@@ -50,6 +50,9 @@ pub struct MountOptions {
     pub background: Background,
     /// A track that was never seen may be mounted although its head is out of date.
     pub allow_stale: bool,
+    /// The mount stays at the release that it begins with.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// All options of a mount command.
@@ -79,6 +82,7 @@ impl Default for Options {
                 timeout_s: 30,
                 background: Background::default(),
                 allow_stale: false,
+                hold: false,
             },
             cache: None,
             quota_bytes: None,
@@ -120,7 +124,7 @@ pub enum OptionError {
 }
 
 const KNOWN: &str = "allow_other, allow_root, allow_stale, background=none|metadata, cache=DIR, \
-default_permissions, dev, exec, listen=ADDR:PORT, nodev, noexec, nonempty, nosuid, quota=BYTES, ro, \
+default_permissions, dev, exec, hold, listen=ADDR:PORT, nodev, noexec, nonempty, nosuid, quota=BYTES, ro, \
 suid, timeout=SECONDS";
 
 /// Options of mount(8) and of fstab that say nothing to a read-only, immutable file system.
@@ -237,6 +241,7 @@ impl Options {
             "allow_root" => self.mount.access = Access::Root,
             "default_permissions" => self.mount.check_modes = true,
             "allow_stale" => self.mount.allow_stale = true,
+            "hold" => self.mount.hold = true,
             "nonempty" => self.nonempty = true,
             _ if GENERIC.contains(&word) || is_private(word) => {}
             _ => return Err(OptionError::Unknown { option: word.to_owned() }),

@@ -51,6 +51,11 @@ pub(crate) fn mounted(answer: &Value) -> String {
     format!("{source}{} is mounted on {directory}", release.unwrap_or_default())
 }
 
+pub(crate) fn held(answer: &Value) -> String {
+    let stays = if answer["held"] == true { "stays at" } else { "follows its track, now at" };
+    format!("{} {stays} {}", text(&answer["directory"]), text(&answer["release"]))
+}
+
 pub(crate) fn pinned(answer: &Value) -> String {
     let share = local_of(&answer["local_bytes"], &answer["total_bytes"]);
     format!("pinned {} ({share} local)", text(&answer["pin"]))
@@ -95,7 +100,15 @@ pub(crate) fn status(status: &Value) -> String {
             Value::Null => format!("{} in all", bytes(&mount["release_bytes"])),
             _ => format!("{} local", local_of(&content["local"], &content["total"])),
         };
-        let _ = writeln!(lines, "mount {}, {share}", mounted(mount));
+        let follows = match (text(&mount["follows"]), mount["newest"].as_str()) {
+            ("pinned", _) => ", pinned".to_owned(),
+            ("held", Some(newest)) => format!(", held; the newest is {newest}"),
+            ("held", None) => ", held".to_owned(),
+            (_, Some(newest)) if mount["release"] != newest => format!(", about to take {newest}"),
+            _ => String::new(),
+        };
+        let stale = if mount["stale"] == true { ", STALE" } else { "" };
+        let _ = writeln!(lines, "mount {}, {share}{follows}{stale}", mounted(mount));
     }
     for swarm in list(&status["swarms"]) {
         let stale = if swarm["stale"] == true { ", STALE" } else { "" };

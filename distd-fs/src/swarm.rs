@@ -2,19 +2,10 @@
 
 use std::time::Instant;
 
-use distd_core::node::{Purpose as NodePurpose, Swarm};
+use distd_core::node::{Purpose, Swarm};
 use distd_core::unit::BlockRange;
 
-use crate::blocks::{Blocks, Done, Purpose, Unavailable, contained};
-
-impl From<Purpose> for NodePurpose {
-    fn from(purpose: Purpose) -> Self {
-        match purpose {
-            Purpose::Metadata => Self::Metadata,
-            Purpose::Data => Self::Data,
-        }
-    }
-}
+use crate::blocks::{Blocks, Done, Unavailable, contained};
 
 impl Blocks for Swarm {
     fn read_now(&self, blocks: BlockRange, out: &mut [u8]) -> Result<bool, Unavailable> {
@@ -22,14 +13,14 @@ impl Blocks for Swarm {
     }
 
     fn read(&self, blocks: BlockRange, purpose: Purpose, deadline: Instant, done: Done) {
-        self.read(blocks, purpose.into(), deadline, move |result| {
+        self.read(blocks, purpose, deadline, move |result| {
             // The thread is the node's: a panic in what follows must not end it.
             contained("a read", || done(result.map_err(|error| Unavailable(error.into()))));
         });
     }
 
     fn prefetch(&self, ranges: Vec<BlockRange>, purpose: Purpose) {
-        self.prefetch(ranges, purpose.into());
+        self.prefetch(ranges, purpose);
     }
 
     fn held_blocks(&self, blocks: BlockRange) -> u64 {

@@ -204,10 +204,7 @@ impl Target {
             self.check_fresh(&news, known || allow_stale)?;
             self.find(swarm, &news, timeout, deadline)?
         };
-        let fetch = |source| TargetError::Fetch { what: "release record", source };
-        let bytes = swarm.read_bytes_blocking(range, deadline).map_err(fetch)?;
-        let damaged = |source| TargetError::Damaged { what: "release record", source };
-        Ok((range, Release::decode(&bytes).map_err(damaged)?))
+        Ok((range, fetch_release(swarm, range, deadline)?))
     }
 
     /// What the head from the cache, or one that comes soon, says; nothing where it does not know what
@@ -307,6 +304,18 @@ impl Target {
             existing: names(of_track().map(|item| item.version.as_str())),
         })
     }
+}
+
+/// Reads the release record that lies there.
+pub fn fetch_release(
+    swarm: &Swarm,
+    record: ByteRange,
+    deadline: Instant,
+) -> Result<Release, TargetError> {
+    let what = "release record";
+    let fetch = |source| TargetError::Fetch { what, source };
+    let bytes = swarm.read_bytes_blocking(record, deadline).map_err(fetch)?;
+    Release::decode(&bytes).map_err(|source| TargetError::Damaged { what, source })
 }
 
 fn read_metainfo(file: &std::path::Path) -> std::io::Result<Vec<u8>> {

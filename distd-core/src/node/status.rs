@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ppspp::engine::{PeerReport, PeerState};
 use crate::store::Usage;
 
-use super::event_loop::{SwarmReport, unix_now_s};
+use super::event_loop::SwarmReport;
 use super::swarm::Swarm;
 
 /// A node and all its logs.
@@ -109,7 +109,7 @@ pub(super) fn swarm_status(swarm: &Swarm, report: SwarmReport) -> SwarmStatus {
         origin: report.origin.to_string(),
         head_munros: trusted.map_or(0, |trusted| trusted.placed.head.munros),
         signed_s: trusted.map_or(0, |trusted| trusted.munro.time().unix_seconds()),
-        stale: trusted.is_some_and(|trusted| trusted.fresh_until_s() < unix_now_s()),
+        stale: news.is_stale(),
         problem: news.problem,
         fetched_metadata_bytes: counters.fetched_metadata.load(Ordering::Relaxed),
         fetched_data_bytes: counters.fetched_data.load(Ordering::Relaxed),

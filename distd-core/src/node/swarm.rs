@@ -13,7 +13,7 @@ use crate::limits::{BLOCK_BYTES, NODE_BYTES_MAX};
 use crate::store::CachedLog;
 use crate::unit::{BlockRange, ByteRange};
 
-use super::event_loop::Command;
+use super::event_loop::{Command, unix_now_s};
 use super::follow::TrustedHead;
 use super::reading::{Done, Purpose, ReadError};
 
@@ -49,6 +49,13 @@ pub struct HeadNews {
     pub heard: bool,
     /// Why the last offer was refused, if it was.
     pub problem: Option<String>,
+}
+
+impl HeadNews {
+    /// Whether the newest head's validity has run out by this machine's clock.
+    pub fn is_stale(&self) -> bool {
+        self.trusted.as_ref().is_some_and(|trusted| trusted.fresh_until_s() < unix_now_s())
+    }
 }
 
 /// State that the handle and the event loop share.

@@ -11,6 +11,7 @@ mod nodes;
 mod read;
 mod readahead;
 mod sweep;
+mod switch;
 mod view;
 mod walk;
 mod xattr;
@@ -21,8 +22,10 @@ pub(crate) mod testing;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use distd_core::limits::BLOCK_BYTES;
 use distd_core::manifest::{Content, DirectoryNode, Entry, EntryKind, File};
 use distd_core::unit::ByteRange;
 
@@ -30,6 +33,7 @@ pub use attributes::{Attributes, Kind};
 pub use extent_map::ExtentMap;
 pub use nodes::{Decoded, FetchError, Form, Nodes, Outcome};
 pub use read::Seek;
+pub use switch::Stale;
 pub use view::View;
 pub use walk::{Place as ReleasePlace, WalkError, merged, walk};
 pub use xattr::Local;
@@ -53,6 +57,8 @@ pub struct Fs<B> {
     pub(crate) failed: failed::Failed,
     pub(crate) journal: Journal,
     timeout: Duration,
+    /// A switch is going on: what is found is not to be remembered.
+    switching: AtomicBool,
 }
 
 /// Sizes of the file system, for `statfs(2)`.
@@ -92,6 +98,8 @@ pub struct Listing {
     pub inode: Inode,
     directory: ByteRange,
     node: Arc<DirectoryNode>,
+    /// Of a release that the directory no longer shows: begun before a switch.
+    former: bool,
 }
 
 impl<B: Blocks> Fs<B> {
@@ -105,6 +113,7 @@ impl<B: Blocks> Fs<B> {
             failed: failed::Failed::default(),
             journal: Journal::default(),
             timeout,
+            switching: AtomicBool::new(false),
         })
     }
 
@@ -146,7 +155,7 @@ impl<B: Blocks> Fs<B> {
             fs.data_blocks(&parent, &node.entries()[index], move |blocks| {
                 let entry = &owned.entries()[index];
                 then(blocks.map(|blocks| {
-                    let number = inner.inodes.enter(&inode, directory, index as u32, entry);
+                    let number = inner.inodes.enter(&inode, directory, index as u32, entry)?;
                     Some(Attributes::new(number, entry, blocks))
                 }));
             });
@@ -190,27 +199,37 @@ impl<B: Blocks> Fs<B> {
         });
     }
 
-    /// The entries of a directory.
-    pub fn list(self: &Arc<Self>, number: u64, then: impl Then<Listing>) {
+    /// The entries of a directory; `generation` is that of the release in which the caller began to
+    /// list it, so that a listing is of one release from its beginning to its end.
+    pub fn list(self: &Arc<Self>, number: u64, generation: Option<u32>, then: impl Then<Listing>) {
         let inode = match self.directory_inode(number) {
             Ok(inode) => inode,
             Err(failure) => return then(Err(failure)),
         };
+        let begun = generation.filter(|generation| *generation != inode.view.generation);
+        let former = begun.and_then(|generation| self.inodes.find_former(number, generation));
+        let (inode, former) = former.map_or((inode, false), |former| (former, true));
         self.directory(&inode.clone(), move |node| {
             then(node.and_then(|node| {
                 let directory = inode.directory.ok_or(Failure::NotADirectory)?;
-                Ok(Listing { inode, directory, node })
+                Ok(Listing { inode, directory, node, former })
             }));
         });
     }
 
-    /// The attributes of the entry at `index` of a listing, with one lookup counted; `None` where
-    /// they are not at hand at once (the kernel then asks by name).
-    pub fn enter(&self, listing: &Listing, index: usize) -> Option<Attributes> {
+    /// The attributes of the entry at `index` of a listing, with one lookup counted, and whether they
+    /// last. They do not where a file's blocks are not known without asking the network (all of its
+    /// size counts then), nor in a listing of a former release. `None`: the entry is not shown.
+    pub fn enter(&self, listing: &Listing, index: usize) -> Option<(Attributes, bool)> {
         let entry = listing.node.entries().get(index)?;
-        let blocks = self.data_blocks_at_hand(entry)?;
-        let number = self.inodes.enter(&listing.inode, listing.directory, index as u32, entry);
-        Some(Attributes::new(number, entry, blocks))
+        let number = self.inodes.enter(&listing.inode, listing.directory, index as u32, entry)?;
+        let known = self.data_blocks_at_hand(entry);
+        let blocks = known.unwrap_or_else(|| match &entry.kind {
+            EntryKind::File(file) => file.size.div_ceil(BLOCK_BYTES),
+            _ => 0,
+        });
+        let lasts = known.is_some() && !listing.former;
+        Some((Attributes::new(number, entry, blocks), lasts))
     }
 
     /// Sizes for `statfs(2)`.
@@ -331,6 +350,11 @@ impl<B: Blocks> Fs<B> {
 }
 
 impl Listing {
+    /// Counts the release that it is of.
+    pub fn generation(&self) -> u32 {
+        self.inode.view.generation
+    }
+
     /// Position, name and kind of each entry from `first` on.
     pub fn entries(&self, first: usize) -> impl Iterator<Item = (usize, &[u8], Kind)> {
         let entries = self.node.entries().iter().enumerate().skip(first);

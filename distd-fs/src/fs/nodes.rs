@@ -7,11 +7,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use bytes::Bytes;
 use distd_core::manifest::{DirectoryNode, ExtentList, NodeError};
+use distd_core::node::cut;
 use distd_core::unit::ByteRange;
 use lru::LruCache;
 
-use crate::blocks::{Blocks, Purpose, Unavailable, node_bytes};
+use crate::blocks::{Blocks, Purpose, Unavailable};
 use crate::errno::Failure;
 
 use super::extent_map::ExtentMap;
@@ -140,7 +142,7 @@ impl<B: Blocks> Nodes<B> {
         }
         let mut buffer = vec![0; range.blocks().byte_len() as usize];
         match self.blocks.read_now(range.blocks(), &mut buffer) {
-            Ok(true) => return then(self.decode(range, form, &buffer)),
+            Ok(true) => return then(self.decode(range, form, &buffer.into())),
             Ok(false) => drop(buffer),
             Err(source) => {
                 return then(Err(Arc::new(FetchError::Unavailable { range, source })));
@@ -156,7 +158,7 @@ impl<B: Blocks> Nodes<B> {
             }
         }
         let promise = Promise { nodes: Arc::clone(self), key };
-        let done = move |result: Result<bytes::Bytes, Unavailable>| match result {
+        let done = move |result: Result<Bytes, Unavailable>| match result {
             Ok(bytes) if range.len > INLINE_DECODE_BYTES_MAX => {
                 std::thread::spawn(move || {
                     let outcome = promise.nodes.decode(range, form, &bytes);
@@ -175,8 +177,8 @@ impl<B: Blocks> Nodes<B> {
         self.blocks.read(range.blocks(), Purpose::Metadata, deadline, Box::new(done));
     }
 
-    fn decode(&self, range: ByteRange, form: Form, blocks: &[u8]) -> Outcome {
-        let bytes = node_bytes(range, blocks);
+    fn decode(&self, range: ByteRange, form: Form, blocks: &Bytes) -> Outcome {
+        let bytes = &cut(blocks, range);
         let decoded = match form {
             Form::Directory => {
                 DirectoryNode::decode(bytes).map(|node| Decoded::Directory(Arc::new(node)))

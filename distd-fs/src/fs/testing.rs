@@ -123,6 +123,11 @@ impl Builder {
 
     /// The release with this root.
     pub(crate) fn view(root: EntryKind) -> Arc<View> {
+        Arc::new(Self::plain_view(root))
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn plain_view(root: EntryKind) -> View {
         let release = Release {
             track: "stable".into(),
             version: "1".into(),
@@ -132,7 +137,8 @@ impl Builder {
             totals: Totals { files: 3, directories: 1, others: 2, bytes: 8193, new_bytes: 0 },
             metadata: Vec::new(),
         };
-        Arc::new(View { generation: 0, origin: OriginId([7; 32]), release })
+        let record = ByteRange { offset: 0, len: 1 };
+        View { generation: 0, origin: OriginId([7; 32]), record, release }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use distd_core::keys::OriginId;
 use distd_core::manifest::{Entry, Release};
+use distd_core::unit::ByteRange;
 
 /// A release on show. Which one it is never changes; a mount that follows its track takes another
 /// view as its root, and open files keep theirs.
@@ -11,6 +12,8 @@ pub struct View {
     pub generation: u32,
     /// Whose release it is.
     pub origin: OriginId,
+    /// Where its record lies in the log.
+    pub record: ByteRange,
     /// The release.
     pub release: Release,
 }

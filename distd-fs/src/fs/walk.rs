@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Component, Path};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use distd_core::limits::TREE_DEPTH_MAX;
 use distd_core::manifest::{
     Content, DirectoryNode, Entry, EntryKind, ExtentList, NodeError, Release,
@@ -121,7 +122,7 @@ impl<B: Blocks + ?Sized> Walker<'_, B> {
         DirectoryNode::decode(&self.read(range)?).map_err(damaged)
     }
 
-    fn read(&self, range: ByteRange) -> Result<Vec<u8>, Unavailable> {
+    fn read(&self, range: ByteRange) -> Result<Bytes, Unavailable> {
         read_bytes(self.blocks, range, Instant::now() + self.timeout)
     }
 }

@@ -1,0 +1,165 @@
+//! Following a track: a newer head comes, the mount takes the release that the track then stands at.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use distd_core::node::HeadNews;
+use serde_json::{Value, json};
+
+use crate::control::Answer;
+use crate::exit::{Complaint, Exit};
+use crate::fs::{FetchError, Stale, View};
+use crate::fuse::{forget_directories, forget_stale};
+use crate::mountinfo::covered;
+use crate::target::{TargetError, fetch_release};
+
+use super::mounted::Mounted;
+
+/// How long a follower waits for news before it looks whether its mount is still there.
+const WAIT: Duration = Duration::from_secs(2);
+/// Pauses after a switch that failed: the first, and the longest.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often a head that ran out is complained about.
+const STALE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Why a mount could not take another release; it stays at the one that it shows.
+#[derive(Debug, thiserror::Error)]
+enum SwitchError {
+    /// The release.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The directories that the switch goes through.
+    #[error(transparent)]
+    Metadata(#[from] Arc<FetchError>),
+}
+
+impl From<SwitchError> for Complaint {
+    fn from(error: SwitchError) -> Self {
+        match error {
+            SwitchError::Target(error) => error.into(),
+            SwitchError::Metadata(error) => Self::new(Exit::Unreachable, error),
+        }
+    }
+}
+
+/// Starts the thread that has a mount follow its track; it ends with the mount.
+pub(super) fn start(mounted: &Arc<Mounted>) -> io::Result<()> {
+    if mounted.pinned {
+        return Ok(());
+    }
+    let mounted = Arc::clone(mounted);
+    let follow = move || follow(&mounted);
+    std::thread::Builder::new().name("follow".into()).spawn(follow).map(drop)
+}
+
+fn follow(mounted: &Mounted) {
+    let (mut known, mut pause) = (0, Duration::ZERO);
+    let mut stale_said: Option<Instant> = None;
+    while !mounted.ended.load(Ordering::Relaxed) {
+        if pause.is_zero() {
+            let news = mounted.swarm.wait_newer_head(known, WAIT);
+            complain_when_stale(mounted, &news, &mut stale_said);
+            known = news.trusted.map_or(0, |trusted| trusted.placed.head.munros);
+        } else {
+            std::thread::sleep(pause.min(WAIT));
+        }
+        pause = match mounted.catch_up(false) {
+            Ok(_) => Duration::ZERO,
+            Err(error) => {
+                let directory = mounted.directory.display();
+                tracing::warn!(%error, "{directory} cannot take the newest release yet");
+                (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX)
+            }
+        };
+    }
+}
+
+/// FAULTS H2: a head that ran out hides newer releases, or the clock is wrong; what is mounted goes on.
+fn complain_when_stale(mounted: &Mounted, news: &HeadNews, said: &mut Option<Instant>) {
+    if news.is_stale() && said.is_none_or(|at| at.elapsed() >= STALE_INTERVAL) {
+        *said = Some(Instant::now());
+        tracing::warn!(
+            origin = %mounted.swarm.origin(),
+            "STALE: the origin's newest statement ran out; newer releases may exist, or this \
+             machine's clock is wrong"
+        );
+    }
+}
+
+impl Mounted {
+    /// Takes the release that the track stands at, if that is another one; whether it was. A mount that
+    /// is held does so only if it is `asked` to.
+    fn catch_up(&self, asked: bool) -> Result<bool, SwitchError> {
+        let _one_at_a_time = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.held.load(Ordering::Relaxed) && !asked {
+            return Ok(false);
+        }
+        let before = self.view();
+        let news = self.swarm.head_news();
+        let track = news.trusted.as_ref().and_then(|head| head.placed.head.track(&self.track));
+        let Some(record) = track.map(|track| track.release) else {
+            // A head without the track names no other release of it: this one stays.
+            return Ok(false);
+        };
+        if record == before.record {
+            return Ok(false);
+        }
+        let release = fetch_release(&self.swarm, record, Instant::now() + self.timeout)?;
+        let generation = before.generation + 1;
+        let view = Arc::new(View { generation, origin: before.origin, record, release });
+        self.fs.prepare(&view, self.timeout)?;
+        let covered = self.device.as_deref().map(covered).unwrap_or_default();
+        let forget = |stale: &Stale| forget_stale(&self.notifier, stale);
+        let stale = self.fs.switch(&view, &covered, self.timeout, forget)?;
+        forget_directories(&self.notifier, &stale);
+        tracing::info!(
+            "{} shows {} of {} instead of {}",
+            self.directory.display(),
+            view.release.version,
+            self.track,
+            before.release.version
+        );
+        Ok(true)
+    }
+
+    /// Stays at its release until it is let go.
+    pub(super) fn hold(&self) -> Answer {
+        self.refuse_if_pinned()?;
+        self.held.store(true, Ordering::Relaxed);
+        // A switch that is under way comes first, so that what is shown now is what is held.
+        drop(self.switching.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(self.held_value(false))
+    }
+
+    /// Takes the newest release now; follows from then on, unless this is for `once`.
+    pub(super) fn let_go(&self, once: bool) -> Answer {
+        self.refuse_if_pinned()?;
+        let switched = self.catch_up(true)?;
+        if !once {
+            self.held.store(false, Ordering::Relaxed);
+        }
+        Ok(self.held_value(switched))
+    }
+
+    fn held_value(&self, switched: bool) -> Value {
+        let mut value = self.describe();
+        value["held"] = json!(self.held.load(Ordering::Relaxed));
+        value["switched"] = json!(switched);
+        value
+    }
+
+    fn refuse_if_pinned(&self) -> Result<(), Complaint> {
+        if self.pinned {
+            let text = format!(
+                "{} on {} is one release for good: mount the track without '@' to follow it",
+                self.source,
+                self.directory.display()
+            );
+            return Err(Complaint::usage(text));
+        }
+        Ok(())
+    }
+}

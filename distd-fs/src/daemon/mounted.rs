@@ -1,0 +1,161 @@
+//! One mount of the node: where it is, what it shows, how that stands.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use distd_core::node::{HeadNews, Swarm};
+use distd_core::unit::BlockRange;
+use serde_json::{Value, json};
+
+use crate::exit::{Complaint, Exit};
+use crate::fs::{Fs, Local, ReleasePlace, View, WalkError, merged, walk};
+use crate::mountinfo::mounted_on;
+use crate::options::MountOptions;
+use crate::target::Target;
+
+/// Files of a release above which `status` does not work out how much of it is local.
+const LOCAL_FILES_MAX: u64 = 500_000;
+
+/// Where a mount is, and the way to the kernel's side of it.
+pub(super) struct Point {
+    pub(super) directory: PathBuf,
+    pub(super) source: String,
+    pub(super) notifier: fuser::Notifier,
+}
+
+/// One mount.
+pub(super) struct Mounted {
+    pub(super) directory: PathBuf,
+    pub(super) source: String,
+    pub(super) swarm: Swarm,
+    pub(super) fs: Arc<Fs<Swarm>>,
+    /// The track, and whether the source names one release of it for good.
+    pub(super) track: String,
+    pub(super) pinned: bool,
+    /// Stays at its release until it is let go.
+    pub(super) held: AtomicBool,
+    /// The kernel is done with it.
+    pub(super) ended: AtomicBool,
+    pub(super) notifier: fuser::Notifier,
+    /// Device number as mount tables have it.
+    pub(super) device: Option<String>,
+    /// Held during a switch.
+    pub(super) switching: Mutex<()>,
+    pub(super) timeout: Duration,
+    /// Where the content of the release of this generation lies, once somebody asked.
+    content: Mutex<Option<(u32, Vec<BlockRange>)>>,
+}
+
+impl Mounted {
+    pub(super) fn new(
+        point: Point,
+        target: &Target,
+        swarm: Swarm,
+        fs: Arc<Fs<Swarm>>,
+        options: &MountOptions,
+    ) -> Self {
+        let Point { directory, source, notifier } = point;
+        let device = mounted_on(&directory).ok().flatten().map(|mount| mount.device);
+        let timeout = fs.deadline().saturating_duration_since(Instant::now());
+        Self {
+            directory,
+            source,
+            swarm,
+            fs,
+            track: target.track.clone(),
+            pinned: target.release.is_some(),
+            held: AtomicBool::new(options.hold),
+            ended: AtomicBool::new(false),
+            notifier,
+            device,
+            switching: Mutex::default(),
+            timeout,
+            content: Mutex::default(),
+        }
+    }
+
+    pub(super) fn view(&self) -> Arc<View> {
+        self.fs.view()
+    }
+
+    pub(super) fn describe(&self) -> Value {
+        let view = self.view();
+        json!({
+            "directory": self.directory.display().to_string(),
+            "source": self.source,
+            "track": view.release.track,
+            "release": view.release.version,
+        })
+    }
+
+    pub(super) fn status(&self) -> Value {
+        let view = self.view();
+        let news = self.swarm.head_news();
+        let newest = newest(&news, &self.track);
+        let metadata = self.fs.local(view.release.metadata.iter().copied());
+        let content = self.local_content(&view, metadata);
+        let mut value = self.describe();
+        value["origin"] = json!(view.origin.to_string());
+        value["follows"] = json!(match (self.pinned, self.held.load(Ordering::Relaxed)) {
+            (true, _) => "pinned",
+            (false, true) => "held",
+            (false, false) => "track",
+        });
+        value["newest"] = json!(newest);
+        value["stale"] = json!(news.is_stale());
+        value["switches"] = json!(view.generation);
+        value["inodes"] = json!(self.fs.remembered());
+        value["release_bytes"] = json!(view.release.totals.bytes);
+        value["metadata"] = json!(metadata);
+        value["content"] = json!(content);
+        value
+    }
+
+    /// How much of the release's content is local; `None` as long as its metadata is not, because
+    /// status never waits for the network.
+    fn local_content(&self, view: &View, metadata: Local) -> Option<Local> {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        if content.as_ref().is_none_or(|(generation, _)| *generation != view.generation) {
+            let listed = metadata.total > 0 && metadata.local == metadata.total;
+            if !listed || view.release.totals.files > LOCAL_FILES_MAX {
+                return None;
+            }
+            let place = walk(&self.swarm, &view.release, Path::new(""), Duration::ZERO).ok()?;
+            *content = Some((view.generation, place.content));
+        }
+        content.as_ref().map(|(_, ranges)| self.fs.local(ranges.iter().copied()))
+    }
+
+    pub(super) fn walk(&self, below: &Path) -> Result<ReleasePlace, Complaint> {
+        walk(&self.swarm, &self.view().release, below, self.timeout).map_err(|error| {
+            let exit = match error {
+                WalkError::NoEntry { .. } => Exit::NoSuch,
+                WalkError::Unavailable(_) => Exit::Unreachable,
+                WalkError::Damaged { .. } | WalkError::Depth => Exit::Unverified,
+            };
+            Complaint::new(exit, error)
+        })
+    }
+
+    pub(super) fn pin_name(&self, below: &Path) -> String {
+        let view = self.view();
+        format!("{}@{}/{}", view.release.track, view.release.version, below.display())
+    }
+
+    /// The blocks without which the mount could not be made again offline.
+    pub(super) fn metadata(&self) -> Vec<BlockRange> {
+        let view = self.view();
+        let mut ranges = view.release.metadata.clone();
+        ranges.push(view.record.blocks());
+        ranges.push(view.release.root_directory().node.blocks());
+        merged(ranges)
+    }
+}
+
+/// The version that a track stands at by the newest head.
+fn newest(news: &HeadNews, track: &str) -> Option<String> {
+    let head = &news.trusted.as_ref()?.placed.head;
+    head.track(track).map(|track| track.version.clone())
+}
