@@ -12,9 +12,6 @@ use crate::ppspp::engine::{Engine, Transmit};
 
 use super::socket::{SOCKET_ERROR_PAUSE, Sent, Socket};
 
-/// Batches received before the engine's answers go out: enough to amortise the loop, few enough that
-/// acknowledgements are not late.
-const RECEIVE_BATCHES_MAX: usize = 4;
 /// Longest rest without anything to do.
 const REST_MAX: Duration = Duration::from_secs(60);
 
@@ -71,15 +68,10 @@ impl Driver {
     }
 
     fn receive(&mut self) -> io::Result<()> {
-        for _ in 0..RECEIVE_BATCHES_MAX {
-            let now = Instant::now();
-            let engine = &mut self.engine;
-            if !self.socket.receive(|from, datagram| engine.handle_datagram(now, from, datagram))? {
-                break;
-            }
-        }
-        // A steady stream must not keep the engine from its timeouts.
         let now = Instant::now();
+        let engine = &mut self.engine;
+        self.socket.receive(|from, datagram| engine.handle_datagram(now, from, datagram))?;
+        // A steady stream must not keep the engine from its timeouts.
         if self.engine.poll_timeout().is_some_and(|t| t <= now) {
             self.engine.handle_timeout(now);
         }

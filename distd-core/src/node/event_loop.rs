@@ -103,6 +103,8 @@ impl EventLoop {
                 Some(Some(command)) => Some(command),
                 None => self.commands.try_recv().ok(),
             };
+            // What has arrived is kept before anybody asks: else it would be fetched a second time.
+            self.work_off();
             let mut stop = false;
             for _ in 0..COMMANDS_PER_TURN {
                 let Some(command) = next.take() else { break };
@@ -121,15 +123,29 @@ impl EventLoop {
         self.stop();
     }
 
-    /// Works off all that the engine has to say, then sends what came of it.
-    fn settle(&mut self) {
+    /// Works off all that the engine has to say.
+    fn work_off(&mut self) {
         let now = Instant::now();
         loop {
             let mut quiet = true;
+            let mut arrived = Arrived::default();
             while let Some(event) = self.driver.engine.poll_event() {
                 quiet = false;
-                self.on_event(now, event);
+                match event {
+                    Event::Verified { swarm, run, .. } => {
+                        if !arrived.takes(swarm, &run) {
+                            self.keep(now, std::mem::take(&mut arrived));
+                        }
+                        arrived.swarm = Some(swarm);
+                        arrived.runs.push(run);
+                    }
+                    other => {
+                        self.keep(now, std::mem::take(&mut arrived));
+                        self.on_event(now, other);
+                    }
+                }
             }
+            self.keep(now, arrived);
             while let Some(request) = self.driver.engine.poll_disk() {
                 quiet = false;
                 let run = self.swarms.get(&request.swarm).and_then(|joined| {
@@ -139,11 +155,19 @@ impl EventLoop {
                     })
                 });
                 self.driver.engine.handle_disk(now, request.id, run);
+                // What is read goes out at once: the peer works on it while the next is read.
+                self.driver.transmit();
             }
             if quiet {
                 break;
             }
         }
+    }
+
+    /// Works off all that the engine has to say, then sends what came of it.
+    fn settle(&mut self) {
+        self.work_off();
+        let now = Instant::now();
         for (key, joined) in &mut self.swarms {
             for blocks in joined.shared.log.take_evicted() {
                 self.driver.engine.release(now, *key, blocks);
@@ -284,7 +308,8 @@ impl EventLoop {
 
     fn on_event(&mut self, now: Instant, event: Event) {
         match event {
-            Event::Verified { swarm, run, .. } => self.on_verified(now, swarm, &run),
+            // Kept together with its neighbours before this.
+            Event::Verified { .. } => {}
             Event::Fetched { fetch } => self.on_fetched(now, fetch),
             Event::Failed { fetch, reason, tried } => self.on_failed(now, fetch, reason, tried),
             Event::Newest { swarm, munro, .. } => self.on_newest(now, swarm, munro),
@@ -303,31 +328,37 @@ impl EventLoop {
         }
     }
 
-    fn on_verified(&mut self, now: Instant, key: SwarmKey, run: &VerifiedRun) {
+    /// Gives runs to whoever waits for them, and keeps them.
+    fn keep(&mut self, now: Instant, arrived: Arrived) {
+        let Arrived { swarm: Some(key), runs } = arrived else { return };
         let Some(joined) = self.swarms.get_mut(&key) else { return };
-        let purpose = joined.reading.on_run(run);
-        let counters = &joined.shared.counters;
-        let counter = match purpose {
-            Purpose::Metadata => &counters.fetched_metadata,
-            Purpose::Data => &counters.fetched_data,
-        };
-        counter.fetch_add(run.bytes().len() as u64, Ordering::Relaxed);
-        match joined.shared.log.put(run) {
+        for run in &runs {
+            let counter = match joined.reading.on_run(run) {
+                Purpose::Metadata => &joined.shared.counters.fetched_metadata,
+                Purpose::Data => &joined.shared.counters.fetched_data,
+            };
+            counter.fetch_add(run.bytes().len() as u64, Ordering::Relaxed);
+        }
+        match joined.shared.log.put_joined(&runs) {
             Ok(()) => {
                 self.full_logged = false;
-                if let Some(blocks) = run.bin().blocks() {
+                for blocks in runs.iter().filter_map(|run| run.bin().blocks()) {
                     self.driver.engine.hold(now, key, blocks);
                 }
             }
             Err(error) => {
-                counters.uncached_runs.fetch_add(1, Ordering::Relaxed);
+                let uncached = &joined.shared.counters.uncached_runs;
+                uncached.fetch_add(runs.len() as u64, Ordering::Relaxed);
                 if !std::mem::replace(&mut self.full_logged, true) {
                     tracing::warn!(%error, "the cache takes nothing; going on without it");
                 }
             }
         }
-        let step = joined.follower.on_run(run);
-        self.on_step(now, key, step);
+        for run in &runs {
+            let Some(joined) = self.swarms.get_mut(&key) else { return };
+            let step = joined.follower.on_run(run);
+            self.on_step(now, key, step);
+        }
     }
 
     fn swarm_of(&mut self, fetch: FetchId) -> Option<(SwarmKey, &mut Joined)> {
@@ -436,6 +467,22 @@ impl EventLoop {
                 joined.reading.fetch_started(fetch, missing, purpose, None);
             }
         }
+    }
+}
+
+/// Verified runs of one munro, one behind the other, that go to the disk together.
+#[derive(Default)]
+struct Arrived {
+    swarm: Option<SwarmKey>,
+    runs: Vec<VerifiedRun>,
+}
+
+impl Arrived {
+    fn takes(&self, swarm: SwarmKey, run: &VerifiedRun) -> bool {
+        let Some(last) = self.runs.last() else { return true };
+        self.swarm == Some(swarm)
+            && last.munro().munro() == run.munro().munro()
+            && last.bin().chunks().end == run.bin().chunks().start
     }
 }
 

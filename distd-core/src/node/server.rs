@@ -168,6 +168,8 @@ impl Serving {
                     None
                 });
                 self.driver.engine.handle_disk(now, request.id, run);
+                // What is read goes out at once: the peer works on it while the next is read.
+                self.driver.transmit();
             }
             if quiet {
                 break;

@@ -12,7 +12,6 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use bytes::Bytes;
 use lru::LruCache;
 
 use serde::{Deserialize, Serialize};
@@ -131,18 +130,16 @@ impl CachedLog {
             self.drop_damaged(munro, munro.blocks());
             return Ok(None);
         };
-        let mut bytes = vec![0; blocks.byte_len() as usize];
-        match patience.read(&file, blocks, &mut bytes) {
+        let bytes = match patience.read(&file, blocks) {
             Ok(read) => read?,
             Err(error) => {
                 tracing::warn!(%error, "the cache cannot be read there");
                 self.drop_damaged(munro, blocks);
                 return Ok(None);
             }
-        }
+        };
         let tick = self.shared.tick(blocks.byte_len());
         self.state().presence.touch(munro, blocks, tick);
-        let bytes = Bytes::from(bytes);
         if let Ok(run) = nodes.verify(bin, bytes.clone()) {
             return Ok(Some(run));
         }

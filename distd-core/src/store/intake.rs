@@ -44,18 +44,24 @@ pub enum PutError {
 impl CachedLog {
     /// Keeps a run. Readers see it at once; [`super::Cache::flush`] makes it durable.
     pub fn put(&self, run: &VerifiedRun) -> Result<(), PutError> {
-        let Some(blocks) = run.bin().blocks() else { return Ok(()) };
+        self.put_joined(std::slice::from_ref(run))
+    }
+
+    /// Keeps runs of one munro that follow each other, with one write: a granule at a time would
+    /// cost the file system twice as much. Nothing of them is kept if the result is an error.
+    pub fn put_joined(&self, runs: &[VerifiedRun]) -> Result<(), PutError> {
+        let Some(blocks) = joined(runs) else { return Ok(()) };
         let len = blocks.byte_len();
-        let munro = run.munro().munro();
+        let munro = blocks.start.munro();
         let held = self.state().presence.holds(munro, blocks);
         if !held {
             self.make_room(munro, len)?;
         }
-        match self.put_once(run, blocks) {
+        match self.put_once(runs, blocks) {
             Err(PutError::Disk(error)) if error.is_full() => {
                 // The quota was held and yet the disk is full: somebody else fills it.
                 self.shared.evict_bytes(len.max(FULL_DISK_EVICTION_BYTES));
-                self.put_once(run, blocks).map_err(|error| match error {
+                self.put_once(runs, blocks).map_err(|error| match error {
                     PutError::Disk(error) if error.is_full() => self.shared.full(len),
                     other => other,
                 })
@@ -64,13 +70,15 @@ impl CachedLog {
         }
     }
 
-    fn put_once(&self, run: &VerifiedRun, blocks: BlockRange) -> Result<(), PutError> {
-        let munro = run.munro().munro();
+    fn put_once(&self, runs: &[VerifiedRun], blocks: BlockRange) -> Result<(), PutError> {
+        let munro = blocks.start.munro();
         let tick = self.shared.tick(blocks.byte_len());
         let _io = self.io();
-        let nodes = self.nodes_for(run)?;
-        nodes.learn(run).map_err(|conflict| Self::fork(&conflict, run))?;
-        self.write_content(munro, blocks, run.bytes())?;
+        for run in runs {
+            let nodes = self.nodes_for(run)?;
+            nodes.learn(run).map_err(|conflict| Self::fork(&conflict, run))?;
+        }
+        self.write_content(munro, blocks, runs)?;
         let mut state = self.state();
         state.dirty.insert(munro.0);
         state.presence.touch(munro, blocks, tick);
@@ -104,7 +112,7 @@ impl CachedLog {
         &self,
         munro: MunroIndex,
         blocks: BlockRange,
-        bytes: &[u8],
+        runs: &[VerifiedRun],
     ) -> Result<(), PutError> {
         if self.state().presence.holds(munro, blocks) {
             return Ok(());
@@ -115,7 +123,8 @@ impl CachedLog {
             other => PutError::Open(other),
         })?;
         let overhead = self.overhead(munro);
-        file.write(content_offset(blocks.start), bytes)?;
+        let parts: Vec<&[u8]> = runs.iter().map(|run| &run.bytes()[..]).collect();
+        file.write_parts(content_offset(blocks.start), &parts)?;
         let mut state = self.state();
         let added = state.presence.insert(munro, bits_of(blocks));
         if let Some(gone) = state.gone.get_mut(&munro.0) {
@@ -154,6 +163,17 @@ impl CachedLog {
             None => Ok(self.remember(MunroNodes::load(&file, trust, false)?)),
         }
     }
+}
+
+/// The blocks of runs that follow each other; `None` for no runs.
+fn joined(runs: &[VerifiedRun]) -> Option<BlockRange> {
+    let mut joined = runs.first()?.bin().blocks()?;
+    for run in &runs[1..] {
+        let next = run.bin().blocks()?;
+        assert_eq!(joined.end(), next.start, "runs that follow each other");
+        joined.count += next.count;
+    }
+    Some(joined)
 }
 
 /// A page each of the map, the ticks and the records, and one for the file system's own index.

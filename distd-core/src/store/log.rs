@@ -52,13 +52,14 @@ impl Patience {
         self,
         file: &SegmentFile,
         blocks: BlockRange,
-        out: &mut [u8],
-    ) -> Result<Result<(), WouldBlock>, DiskError> {
-        let offset = content_offset(blocks.start);
+    ) -> Result<Result<Bytes, WouldBlock>, DiskError> {
+        let (offset, len) = (content_offset(blocks.start), blocks.byte_len() as usize);
         match self {
-            Self::Waits => file.read(offset, out).map(Ok),
+            Self::Waits => file.read_vec(offset, len).map(|bytes| Ok(bytes.into())),
             Self::None => {
-                file.read_now(offset, out).map(|read| if read { Ok(()) } else { Err(WouldBlock) })
+                let mut bytes = vec![0; len];
+                let read = file.read_now(offset, &mut bytes)?;
+                Ok(if read { Ok(bytes.into()) } else { Err(WouldBlock) })
             }
         }
     }
@@ -213,9 +214,7 @@ impl OriginLog {
             return Ok(None);
         }
         let (nodes, file) = self.open_munro(munro, patience)?;
-        let mut bytes = vec![0; blocks.byte_len() as usize];
-        patience.read(&file, blocks, &mut bytes)??;
-        let bytes = Bytes::from(bytes);
+        let bytes = patience.read(&file, blocks)??;
         nodes.verify(bin, bytes.clone()).map(Some).map_err(|_| {
             let wrong = nodes.wrong(blocks, &bytes);
             ReadError::Damaged { blocks: wrong.first().copied().unwrap_or(blocks) }

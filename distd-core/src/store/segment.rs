@@ -292,6 +292,47 @@ impl SegmentFile {
             .map_err(|source| DiskError::new("write", &self.path, source))
     }
 
+    /// Writes parts one behind the other, in as few calls as the kernel grants.
+    pub(super) fn write_parts(&self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
+        let write = || -> io::Result<()> {
+            self.fault.strike()?;
+            let mut slices: Vec<io::IoSlice<'_>> =
+                parts.iter().map(|part| io::IoSlice::new(part)).collect();
+            let (mut rest, mut at) = (&mut slices[..], offset);
+            io::IoSlice::advance_slices(&mut rest, 0);
+            while !rest.is_empty() {
+                match rustix::io::pwritev(&self.file, &rest[..rest.len().min(IOV_MAX)], at) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => {
+                        io::IoSlice::advance_slices(&mut rest, count);
+                        at += count as u64;
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(())
+        };
+        write().map_err(|source| DiskError::new("write", &self.path, source))
+    }
+
+    /// The bytes of a range, in a buffer that nothing zeroed first.
+    pub(super) fn read_vec(&self, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            // The capacity may be larger than asked for.
+            let at = offset + bytes.len() as u64;
+            let into = rustix::buffer::spare_capacity(&mut bytes);
+            match rustix::io::pread(&self.file, into, at) {
+                Ok(0) => bytes.resize(len, 0),
+                Ok(_) => bytes.truncate(len),
+                Err(Errno::INTR) => {}
+                Err(source) => return Err(DiskError::new("read", &self.path, source)),
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Gives the disk space of a range back; it reads as zeros then.
     pub(super) fn punch(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         if len == 0 {
@@ -355,6 +396,9 @@ impl SegmentFile {
         self.write(record_offset(signed.munro), &encode_record(signed))
     }
 }
+
+/// Parts that the kernel takes in one call.
+const IOV_MAX: usize = 1024;
 
 /// Where a munro's record lies.
 pub(super) const fn record_offset(munro: MunroIndex) -> u64 {

@@ -34,6 +34,9 @@ pub(super) struct Flight {
     pub(super) hashless: u8,
     /// Something of it was asked for a second time.
     pub(super) again: bool,
+    /// It was asked for in another lane first: its chunks may come from there, which says nothing of
+    /// what stands before it here.
+    pub(super) moved: bool,
     /// It was asked for when nothing else was.
     pub(super) alone: bool,
 }

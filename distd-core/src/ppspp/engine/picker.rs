@@ -57,7 +57,7 @@ fn upgrade(
         let Some(run) = swarm.ledger.run(first) else { continue };
         for index in &run.sources {
             if let Some(channel) = channels.get_mut(*index) {
-                channel.source.upgrade(now, first, run.deadline);
+                channel.source.upgrade(now, first, run.deadline, &channel.rtt);
                 asked.push(*index);
             }
         }

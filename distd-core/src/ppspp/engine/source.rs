@@ -5,7 +5,7 @@
 //! which it was asked; so each flight has a place in its **lane**, and a hole that later data has
 //! overtaken is a loss. What is asked for again has lanes of its own, for a sender puts it first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
@@ -24,6 +24,10 @@ use super::rtt::Rtt;
 const CHUNK: usize = CHUNK_BYTES as usize;
 /// Least wait for reordered datagrams behind the end of what was asked.
 const REORDER_DELAY_MIN: Duration = Duration::from_millis(2);
+/// How long a run that a reader began to wait for may take before a second source is sought.
+const HEDGE_UPGRADED: Duration = Duration::from_millis(50);
+/// How long a request may wait for a busy peer's processor and disk, and the answer for ours.
+const WORKING: Duration = Duration::from_millis(10);
 /// Flights of which the holes are asked for again when a lane is overdue.
 const OVERDUE_FLIGHTS: usize = 64;
 /// How much longer background work may be without an answer while waited runs are ahead of it.
@@ -79,6 +83,8 @@ pub(super) struct Source {
     /// Ranges to cancel in the next datagram.
     pub(super) cancels: Vec<ChunkRange>,
     flights: BTreeMap<u64, Flight>,
+    /// When a second source is sought for which flight.
+    hedges: BTreeSet<(Instant, u64)>,
     lanes: [Lane; LANES],
     /// DATA that may arrive without being strays.
     credit: u64,
@@ -100,6 +106,7 @@ impl Source {
             asks: Vec::new(),
             cancels: Vec::new(),
             flights: BTreeMap::new(),
+            hedges: BTreeSet::new(),
             lanes: std::array::from_fn(|_| lane()),
             credit: 0,
             lacking: 0,
@@ -129,9 +136,10 @@ impl Source {
         (self.window(rtt) + extra).saturating_sub(self.outstanding)
     }
 
-    /// Twice what the peer delivers in a round trip: enough that it never runs dry.
+    /// Twice what the peer delivers in a round trip and while either side works off a batch: enough
+    /// that it never runs dry.
     fn window(&self, rtt: &Rtt) -> u64 {
-        let bytes = 2.0 * self.delivery.rate * rtt.minimum().as_secs_f64();
+        let bytes = 2.0 * self.delivery.rate * (rtt.minimum() + WORKING).as_secs_f64();
         (bytes as u64).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
     }
 
@@ -173,12 +181,14 @@ impl Source {
             lacks: None,
             hashless: 0,
             again: false,
+            moved: false,
             alone,
         };
         if let Some(munro) = bin.munro() {
             self.offered.expect(munro);
         }
         self.outstanding += bin.byte_len();
+        self.hedges.extend(hedge_at.map(|at| (at, chunks.start.0)));
         self.flights.insert(chunks.start.0, flight);
         self.push_ask(Ask { chunks, class, deadline });
     }
@@ -205,20 +215,34 @@ impl Source {
     }
 
     /// A reader waits for a run that was asked for in the background: asks again, ahead of the
-    /// rest, unless it is arriving already.
-    pub(super) fn upgrade(&mut self, now: Instant, first: u64, deadline: Instant) {
+    /// rest, unless it is arriving already or comes next: then a second request would only be
+    /// taken for a loss.
+    pub(super) fn upgrade(&mut self, now: Instant, first: u64, deadline: Instant, rtt: &Rtt) {
+        let near = self.arriving(rtt);
         let Some(flight) = self.flights.get_mut(&first) else { return };
-        if flight.class == Class::Waited {
+        if flight.class == Class::Waited || flight.hedge_at.is_some() {
             return;
         }
-        let (chunks, begun) = (flight.bin.chunks(), flight.got != 0);
-        flight.hedge_at = Some(now + Duration::from_millis(50));
-        if begun {
-            return self.move_to(first, Class::Waited, true);
+        let hedge_at = now + HEDGE_UPGRADED;
+        flight.hedge_at = Some(hedge_at);
+        self.hedges.insert((hedge_at, first));
+        let ahead = flight.order.saturating_sub(self.lanes[flight.lane()].high);
+        if flight.got != 0 || flight.again || ahead <= near {
+            return;
         }
+        let chunks = flight.bin.chunks();
         flight.asked_at = now;
+        flight.moved = true;
         self.move_to(first, Class::Waited, false);
         self.push_ask(Ask { chunks, class: Class::Waited, deadline });
+    }
+
+    /// Chunks that may be on their way at this moment: what the peer delivers in a round trip and a
+    /// little more.
+    fn arriving(&self, rtt: &Rtt) -> u64 {
+        let span = rtt.minimum() + REORDER_DELAY_MIN;
+        let bytes = self.delivery.rate * span.as_secs_f64();
+        (bytes as u64 / CHUNK_BYTES).max(1 << GRANULE_LAYER)
     }
 
     /// Moves a flight to the end of another lane, or of its own.
@@ -226,6 +250,7 @@ impl Source {
         let Some(flight) = self.flights.get_mut(&first) else { return };
         self.lanes[flight.lane()].order.remove(&flight.order);
         (flight.class, flight.again) = (class, again);
+        flight.moved &= !again;
         flight.order = self.lanes[flight.lane()].place(flight.bin.chunks());
     }
 
@@ -253,7 +278,9 @@ impl Source {
             return useless;
         }
         let lane = &mut self.lanes[flight.lane()];
-        lane.high = lane.high.max(flight.order + index + 1);
+        if !flight.moved {
+            lane.high = lane.high.max(flight.order + index + 1);
+        }
         lane.last_arrival = now;
         self.timeouts = 0;
         if flight.got & (1 << index) != 0 {
@@ -305,6 +332,9 @@ impl Source {
     pub(super) fn remove(&mut self, first: u64) -> Option<Flight> {
         let flight = self.flights.remove(&first)?;
         self.lanes[flight.lane()].order.remove(&flight.order);
+        if let Some(at) = flight.hedge_at {
+            self.hedges.remove(&(at, first));
+        }
         self.outstanding -= flight.bin.byte_len();
         self.lacking -= usize::from(flight.lacks.is_some());
         if let Some(munro) = flight.bin.munro() {
@@ -457,11 +487,11 @@ impl Source {
     /// Waited flights that are late enough for a second source; each is named once.
     pub(super) fn hedges(&mut self, now: Instant) -> Vec<u64> {
         let mut late = Vec::new();
-        for first in self.lanes[..2].iter().flat_map(|lane| lane.order.values()) {
-            let Some(flight) = self.flights.get_mut(first) else { continue };
-            if flight.hedge_at.is_some_and(|at| at <= now) {
+        while let Some((at, first)) = self.hedges.first().copied().filter(|(at, _)| *at <= now) {
+            self.hedges.remove(&(at, first));
+            if let Some(flight) = self.flights.get_mut(&first) {
                 flight.hedge_at = None;
-                late.push(*first);
+                late.push(first);
             }
         }
         late
@@ -485,8 +515,8 @@ impl Source {
                 at((lane.last_arrival + Self::reorder_delay(rtt))
                     .max(first.asked_at + rtt.minimum()));
             }
-            first.hedge_at.into_iter().for_each(&mut at);
         }
+        self.hedges.first().map(|(when, _)| *when).into_iter().for_each(&mut at);
         next
     }
 }
