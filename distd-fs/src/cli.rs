@@ -16,6 +16,7 @@ use crate::launch;
 use crate::mount::{self, Site};
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounted_on};
 use crate::options::Options;
+use crate::progress;
 use crate::report;
 use crate::size::parse_size;
 use crate::target::Target;
@@ -91,6 +92,14 @@ enum Command {
         /// Take the newest release and stay there.
         #[arg(long)]
         once: bool,
+    },
+    /// Bring a release, or a part of one that is mounted, into the cache.
+    Prefetch {
+        /// A path on a mount, or a source.
+        what: String,
+        /// Wait until everything is local.
+        #[arg(short, long)]
+        wait: bool,
     },
     /// Keep a release, or a part of it, from eviction.
     Pin {
@@ -208,6 +217,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             let request = Request::Release { path: (&*named(path)?).into(), once: *once };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::held);
         }
+        Command::Prefetch { what, wait } => prefetch(cli, &cache()?, what, *wait)?,
         Command::Pin { path } => {
             let request = Request::Pin { path: (&*named(path)?).into() };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::pinned);
@@ -256,10 +266,7 @@ pub(crate) fn mount_command(
     }
     let request = MountRequest {
         source: source.to_owned(),
-        origin: target.origin.to_string(),
-        addresses: target.addresses.iter().map(ToString::to_string).collect(),
-        track: target.track,
-        release: target.release,
+        wanted: (&target).into(),
         directory: (&*directory).into(),
         options: options.mount.clone(),
     };
@@ -314,6 +321,36 @@ fn umount(directory: &Path, lazy: bool, force: bool) -> Result<(), Complaint> {
             Complaint::failure(format_args!("cannot unmount {shown}: {error}"))
         }
     })
+}
+
+fn prefetch(cli: &Cli, cache: &Path, what: &str, wait: bool) -> Result<(), Complaint> {
+    let started = if is_source(what) {
+        let wanted = (&Target::resolve(what)?).into();
+        let timeout_s = Options::default().mount.timeout_s;
+        let request = Request::PrefetchSource { wanted, timeout_s, watched: wait };
+        make_parent(cache)?;
+        let options = DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None };
+        launch::call_or_start(&options, &request, MOUNT_SLACK)?
+    } else {
+        let path = (&*named(Path::new(what))?).into();
+        ask(cache, &Request::Prefetch { path, watched: wait })?
+    };
+    if !wait {
+        report::print(cli.json, cli.quiet, &started, |_| "fetching in the background".to_owned());
+        return Ok(());
+    }
+    let job = started["job"].as_u64().unwrap_or_default();
+    let result = progress::watch(cache, job, cli.json || cli.quiet)?;
+    report::print(cli.json, cli.quiet, &result, report::prefetched);
+    Ok(())
+}
+
+/// Whether a word is a source and not a path on a mount.
+fn is_source(word: &str) -> bool {
+    let file = word.split('#').next().unwrap_or(word);
+    word.contains("://")
+        || (Path::new(file).extension().is_some_and(|end| end == "distd")
+            && Path::new(file).is_file())
 }
 
 fn cache_command(cli: &Cli, cache: &Path, command: &CacheCommand) -> Result<(), Complaint> {

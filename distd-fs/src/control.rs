@@ -18,9 +18,10 @@ use serde_json::Value;
 
 use crate::exit::{Complaint, Exit};
 use crate::options::MountOptions;
+use crate::target::Target;
 
 /// Version of the protocol: both sides must be of the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Name of the socket in the cache's directory.
 pub const SOCKET_NAME: &str = "control.sock";
 
@@ -63,6 +64,27 @@ pub enum Request {
         /// Stay at that one.
         once: bool,
     },
+    /// Bring a path's content into the cache, as a job.
+    Prefetch {
+        /// A path on a mount.
+        path: PathText,
+        /// The job ends when nobody asks about it any more.
+        watched: bool,
+    },
+    /// Bring a release into the cache, as a job.
+    PrefetchSource {
+        /// Which release.
+        wanted: Wanted,
+        /// How long each step waits for the network, in seconds.
+        timeout_s: u64,
+        /// The job ends when nobody asks about it any more.
+        watched: bool,
+    },
+    /// How a job stands.
+    Job {
+        /// Its number.
+        job: u64,
+    },
     /// Change the bound of the cache.
     Limit {
         /// In bytes; `None`: what the disk's reserve leaves.
@@ -79,11 +101,9 @@ pub enum Request {
     Flush,
 }
 
-/// What to mount, where and how.
+/// A release, as a source says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountRequest {
-    /// The source as it was given: what mount tables show.
-    pub source: String,
+pub struct Wanted {
     /// The origin's id.
     pub origin: String,
     /// Peers to begin with.
@@ -92,6 +112,26 @@ pub struct MountRequest {
     pub track: String,
     /// The release; `None`: the track's newest.
     pub release: Option<String>,
+}
+
+impl From<&Target> for Wanted {
+    fn from(target: &Target) -> Self {
+        Self {
+            origin: target.origin.to_string(),
+            addresses: target.addresses.iter().map(ToString::to_string).collect(),
+            track: target.track.clone(),
+            release: target.release.clone(),
+        }
+    }
+}
+
+/// What to mount, where and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// The source as it was given: what mount tables show.
+    pub source: String,
+    /// Which release.
+    pub wanted: Wanted,
     /// Where, as an absolute path.
     pub directory: PathText,
     /// How.
@@ -416,9 +456,9 @@ mod tests {
         for bytes in [
             &b"{}\n"[..],
             b"[]\n",
-            b"{\"version\":1}\n",
-            b"{\"version\":1,\"verb\":\"nonsense\"}\n",
-            b"{\"version\":2,\"verb\":\"status\"}\n",
+            b"{\"version\":2}\n",
+            b"{\"version\":2,\"verb\":\"nonsense\"}\n",
+            b"{\"version\":1,\"verb\":\"status\"}\n",
             b"\xff\xfe\n",
         ] {
             let answer = say(&cache, bytes);

@@ -1,12 +1,13 @@
 //! The node process of a cache: its mounts, and what the control socket asks of it.
 
 mod follow;
+mod jobs;
 mod mounted;
+mod prefetch;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,16 @@ use distd_core::store::OpenError;
 use distd_core::unit::{BlockIndex, BlockRange};
 use serde_json::{Value, json};
 
-use crate::control::{Answer, MountRequest, Request, Responder};
+use crate::control::{Answer, MountRequest, Request, Responder, Wanted};
 use crate::exit::{Complaint, Exit};
 use crate::fs::{Fs, View, merged};
 use crate::mount;
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounts};
-use crate::options::{Background, MountOptions};
+use crate::options::MountOptions;
 use crate::target::Target;
+use jobs::Jobs;
 use mounted::Mounted;
+use prefetch::bring_release;
 
 /// How long a node without a mount waits for its first.
 const FIRST_MOUNT_PATIENCE: Duration = Duration::from_secs(10);
@@ -78,6 +81,7 @@ pub struct Daemon {
     changed: Condvar,
     /// Held from the look at a directory to its mount.
     mounting: Mutex<()>,
+    jobs: Jobs,
 }
 
 impl From<NodeError> for Complaint {
@@ -111,6 +115,7 @@ impl Daemon {
             state: Mutex::default(),
             changed: Condvar::new(),
             mounting: Mutex::default(),
+            jobs: Jobs::default(),
         }))
     }
 
@@ -118,14 +123,31 @@ impl Daemon {
     pub fn wait_end(&self) {
         let mut state = self.state();
         loop {
-            let idle = state.sessions() == 0 && state.pending == 0;
+            let jobs_left = self.jobs.are_left();
+            let idle = state.sessions() == 0 && state.pending == 0 && !jobs_left;
             let waited = state.asked || self.started.elapsed() >= FIRST_MOUNT_PATIENCE;
             if state.stopped || (idle && waited) {
                 state.leaving = true;
+                self.jobs.stop();
                 return;
+            }
+            if state.pending == 0 && !jobs_left {
+                self.leave_swarms(&state);
             }
             let wait = self.changed.wait_timeout(state, Duration::from_secs(1));
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Leaves the swarms that no mount needs any more. Who is about to need one is counted before it
+    /// joins, under the same lock.
+    fn leave_swarms(&self, state: &State) {
+        for origin in self.node.joined() {
+            let mut sessions = state.mounts.values().chain(&state.detached);
+            if !sessions.any(|mounted| mounted.swarm.origin() == origin) {
+                tracing::info!(%origin, "nothing of this origin is mounted any more: leaving its swarm");
+                self.node.leave(origin);
+            }
         }
     }
 
@@ -151,6 +173,11 @@ impl Daemon {
 
     /// Mounts what is asked for; the same again is success.
     pub fn mount(self: &Arc<Self>, request: MountRequest) -> Option<Answer> {
+        self.counted(|| self.mount_counted(request))
+    }
+
+    /// Does what keeps the node from leaving meanwhile; `None` if it leaves already.
+    fn counted(&self, action: impl FnOnce() -> Answer) -> Option<Answer> {
         {
             let mut state = self.state();
             if state.leaving {
@@ -159,16 +186,36 @@ impl Daemon {
             state.pending += 1;
             state.asked = true;
         }
-        let answer = self.mount_counted(request);
+        let answer = action();
         self.state().pending -= 1;
         self.changed.notify_all();
         Some(answer)
     }
 
+    /// Starts to bring a release into the cache.
+    fn prefetch_source(&self, wanted: &Wanted, timeout_s: u64, watched: bool) -> Answer {
+        let target = target_of(wanted)?;
+        let timeout = Duration::from_secs(timeout_s);
+        let swarm = self.node.join(target.origin, &target.addresses)?;
+        self.jobs.start(watched, move |progress| {
+            let (_, release) = target.release(&swarm, timeout, false)?;
+            bring_release(&swarm, &release, Path::new(""), timeout, progress)
+        })
+    }
+
+    /// Starts to bring a path's content into the cache.
+    pub fn prefetch(&self, path: &Path, watched: bool) -> Answer {
+        let (mounted, below) = self.mount_of(path)?;
+        self.jobs.start(watched, move |progress| {
+            let (swarm, timeout) = (&mounted.swarm, mounted.timeout);
+            bring_release(swarm, &mounted.view().release, &below, timeout, progress)
+        })
+    }
+
     fn mount_counted(self: &Arc<Self>, request: MountRequest) -> Answer {
         let MountRequest { source, directory, options, .. } = request.clone();
         let directory: PathBuf = directory.into();
-        let target = target_of(request)?;
+        let target = target_of(&request.wanted)?;
         let timeout = clamped_timeout(&options);
         let swarm = self.node.join(target.origin, &target.addresses)?;
         let (record, release) = target.release(&swarm, timeout, options.allow_stale)?;
@@ -187,9 +234,6 @@ impl Daemon {
         let point = mounted::Point { directory, source, notifier: session.notifier() };
         let mounted = Mounted::new(point, &target, swarm, fs, &options);
         let described = mounted.describe();
-        if options.background == Background::Metadata {
-            mounted.fs.sweep_metadata();
-        }
         tracing::info!("mounted {} on {}", mounted.source, mounted.directory.display());
         self.run_session(session, mounted)?;
         Ok(described)
@@ -228,12 +272,13 @@ impl Daemon {
                 let _ = mount::detach(&ended);
             }
             tracing::info!("unmounted {}", ended.display());
-            gone.ended.store(true, Ordering::Relaxed);
+            gone.end();
             daemon.state().forget(&gone);
             daemon.changed.notify_all();
         };
         let spawned = std::thread::Builder::new().name("fuse-session".into()).spawn(run);
         let following = spawned.and_then(|_| follow::start(&mounted));
+        mounted.start_prefetch(None);
         following.map_err(|error| {
             self.state().forget(&mounted);
             let _ = mount::detach(&directory);
@@ -384,6 +429,11 @@ impl Responder for Doorkeeper {
             Request::Status => daemon.status(),
             Request::Pin { path } => daemon.pin(&PathBuf::from(path)),
             Request::Unpin { path } => daemon.unpin(&PathBuf::from(path)),
+            Request::Prefetch { path, watched } => daemon.prefetch(&PathBuf::from(path), watched),
+            Request::PrefetchSource { wanted, timeout_s, watched } => {
+                return daemon.counted(|| daemon.prefetch_source(&wanted, timeout_s, watched));
+            }
+            Request::Job { job } => daemon.jobs.ask(job),
             Request::Hold { path } => daemon.hold(&PathBuf::from(path)),
             Request::Release { path, once } => daemon.release(&PathBuf::from(path), once),
             Request::Limit { quota_bytes } => daemon.limit(quota_bytes),
@@ -405,16 +455,16 @@ fn saved_quota(node: &Node) -> Option<u64> {
     std::str::from_utf8(&bytes).ok()?.parse().ok()
 }
 
-fn target_of(request: MountRequest) -> Result<Target, Complaint> {
+fn target_of(wanted: &Wanted) -> Result<Target, Complaint> {
     let wrong = |error: &dyn std::fmt::Display| Complaint::usage(format_args!("{error}"));
-    let addresses = request.addresses.iter().map(|address| address.parse());
+    let addresses = wanted.addresses.iter().map(|address| address.parse());
     Ok(Target {
-        origin: request.origin.parse().map_err(|error| wrong(&error))?,
+        origin: wanted.origin.parse().map_err(|error| wrong(&error))?,
         addresses: addresses
             .collect::<Result<_, distd_core::manifest::SourceError>>()
             .map_err(|error| wrong(&error))?,
-        track: request.track,
-        release: request.release,
+        track: wanted.track.clone(),
+        release: wanted.release.clone(),
     })
 }
 

@@ -18,6 +18,7 @@ pub mod launch;
 pub mod mount;
 pub mod mountinfo;
 pub mod options;
+mod progress;
 mod report;
 pub mod size;
 mod swarm;

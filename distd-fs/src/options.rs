@@ -23,12 +23,14 @@ pub enum Access {
 /// What is fetched without being asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Background {
+pub enum Prefetch {
     /// Nothing.
     None,
-    /// The release's directories.
+    /// The release's directories; after a switch also what was local of the release before.
     #[default]
-    Metadata,
+    Meta,
+    /// Everything.
+    Full,
 }
 
 /// What concerns one mount.
@@ -47,7 +49,7 @@ pub struct MountOptions {
     /// How long a read waits for the network, in seconds.
     pub timeout_s: u64,
     /// What is fetched without being asked for.
-    pub background: Background,
+    pub prefetch: Prefetch,
     /// A track that was never seen may be mounted although its head is out of date.
     pub allow_stale: bool,
     /// The mount stays at the release that it begins with.
@@ -80,7 +82,7 @@ impl Default for Options {
                 dev: false,
                 exec: true,
                 timeout_s: 30,
-                background: Background::default(),
+                prefetch: Prefetch::default(),
                 allow_stale: false,
                 hold: false,
             },
@@ -123,9 +125,9 @@ pub enum OptionError {
     },
 }
 
-const KNOWN: &str = "allow_other, allow_root, allow_stale, background=none|metadata, cache=DIR, \
-default_permissions, dev, exec, hold, listen=ADDR:PORT, nodev, noexec, nonempty, nosuid, quota=BYTES, ro, \
-suid, timeout=SECONDS";
+const KNOWN: &str = "allow_other, allow_root, allow_stale, cache=DIR, default_permissions, \
+dev, exec, hold, listen=ADDR:PORT, nodev, noexec, nonempty, nosuid, prefetch=none|meta|full, \
+quota=BYTES, ro, suid, timeout=SECONDS";
 
 /// Options of mount(8) and of fstab that say nothing to a read-only, immutable file system.
 const GENERIC: [&str; 38] = [
@@ -214,10 +216,18 @@ impl Options {
                     let address = value.parse().ok();
                     self.listen = Some(address.ok_or(wrong("ADDRESS:PORT or [IPV6]:PORT"))?);
                 }
+                "prefetch" => {
+                    self.mount.prefetch = match value {
+                        "none" => Prefetch::None,
+                        "meta" => Prefetch::Meta,
+                        "full" => Prefetch::Full,
+                        _ => return Err(wrong("none, meta or full")),
+                    };
+                }
                 "background" => {
-                    self.mount.background = match value {
-                        "none" => Background::None,
-                        "metadata" => Background::Metadata,
+                    self.mount.prefetch = match value {
+                        "none" => Prefetch::None,
+                        "metadata" => Prefetch::Meta,
                         _ => return Err(wrong("none or metadata")),
                     };
                 }
@@ -283,8 +293,14 @@ mod tests {
         assert_eq!(options.mount.access, Access::All);
         assert!(options.mount.suid && options.mount.dev && options.nonempty);
         assert!(!parse("suid,nosuid").expect("known").mount.suid, "the last one counts");
-        let background = parse("background=none").expect("known").mount.background;
-        assert_eq!(background, Background::None);
+        for (list, expected) in [
+            ("background=none", Prefetch::None),
+            ("prefetch=none", Prefetch::None),
+            ("background=metadata", Prefetch::Meta),
+            ("prefetch=full", Prefetch::Full),
+        ] {
+            assert_eq!(parse(list).expect("known").mount.prefetch, expected, "{list}");
+        }
     }
 
     #[test]
@@ -298,6 +314,7 @@ mod tests {
             "listen=x",
             "cache=",
             "background=all",
+            "prefetch=metadata",
         ] {
             assert!(matches!(parse(list), Err(OptionError::Value { .. })), "{list}");
         }

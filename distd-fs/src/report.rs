@@ -56,6 +56,12 @@ pub(crate) fn held(answer: &Value) -> String {
     format!("{} {stays} {}", text(&answer["directory"]), text(&answer["release"]))
 }
 
+pub(crate) fn prefetched(answer: &Value) -> String {
+    let (track, release) = (text(&answer["track"]), text(&answer["release"]));
+    let (local, brought) = (bytes(&answer["local_bytes"]), bytes(&answer["brought_bytes"]));
+    format!("{track}@{release}: {local} are local, {brought} of them new")
+}
+
 pub(crate) fn pinned(answer: &Value) -> String {
     let share = local_of(&answer["local_bytes"], &answer["total_bytes"]);
     format!("pinned {} ({share} local)", text(&answer["pin"]))

@@ -1,14 +1,15 @@
 //! The node's one thread of control: commands and datagrams in, verified runs into the cache, answers
 //! to readers and peers out.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::keys::OriginId;
 use crate::ppspp::engine::{
@@ -19,15 +20,10 @@ use crate::unit::{BlockRange, MunroIndex};
 
 use super::driver::Driver;
 use super::follow::{Follower, HeadRefused, Step, encode_munro};
+use super::prefetch::{Piece, Prefetching};
 use super::reading::{Done, Purpose, ReadError, Reading, Waiting};
 use super::swarm::Shared;
 
-/// Fetches for prefetching under way at one time, of up to [`PREFETCH_BLOCKS`] each.
-const PREFETCHES_MAX: usize = 16;
-/// Blocks of one prefetching fetch: 4 MiB.
-const PREFETCH_BLOCKS: u64 = 1024;
-/// Ranges that wait to be prefetched; what is beyond is left out (prefetching is best effort).
-const PREFETCH_QUEUE_MAX: usize = 65_536;
 /// Commands taken in one turn, so that datagrams are never starved.
 const COMMANDS_PER_TURN: usize = 256;
 /// How long after the first peer's arrival its silence on a newer head counts as "there is none".
@@ -41,11 +37,12 @@ const RESAVE_AFTER_S: u64 = 600;
 
 /// What the handles ask of the loop.
 pub(super) enum Command {
-    Join { shared: Arc<Shared>, joined: oneshot::Sender<bool> },
+    Join { shared: Arc<Shared>, joined: SyncSender<bool> },
+    Leave { origin: OriginId },
     Connect { origin: OriginId, address: SocketAddr },
     Read { origin: OriginId, blocks: BlockRange, purpose: Purpose, deadline: Instant, done: Done },
-    Prefetch { origin: OriginId, ranges: Vec<BlockRange>, purpose: Purpose },
-    Report { answer: oneshot::Sender<Vec<SwarmReport>> },
+    Prefetch { origin: OriginId, ranges: Vec<BlockRange>, purpose: Purpose, bulk: bool },
+    Report { answer: SyncSender<Vec<SwarmReport>> },
     Stop,
 }
 
@@ -63,8 +60,7 @@ struct Joined {
     reading: Reading,
     follower: Follower,
     head_fetch: Option<FetchId>,
-    prefetch: VecDeque<(BlockRange, Purpose)>,
-    prefetching: BTreeSet<FetchId>,
+    prefetching: Prefetching,
     heard_at: Option<Instant>,
     /// Position and signing time of the head in the state file.
     saved: Option<(MunroIndex, u64)>,
@@ -204,6 +200,7 @@ impl EventLoop {
                 // The caller may have given up waiting; it has joined all the same.
                 let _ = joined.send(self.join(shared));
             }
+            Command::Leave { origin } => self.leave(now, origin),
             Command::Connect { origin, address } => {
                 if let Some(key) = self.by_origin.get(&origin) {
                     self.driver.engine.connect(now, *key, address);
@@ -218,11 +215,11 @@ impl EventLoop {
                     None => self.answer(done, Err(ReadError::Stopping)),
                 }
             }
-            Command::Prefetch { origin, ranges, purpose } => {
+            Command::Prefetch { origin, ranges, purpose, bulk } => {
                 if let Some(joined) =
                     self.by_origin.get(&origin).and_then(|key| self.swarms.get_mut(key))
                 {
-                    joined.queue_prefetch(ranges, purpose);
+                    joined.prefetching.push(ranges, purpose, bulk);
                 }
             }
             Command::Report { answer } => {
@@ -249,14 +246,24 @@ impl EventLoop {
             reading: Reading::default(),
             follower: Follower::new(trusted),
             head_fetch: None,
-            prefetch: VecDeque::new(),
-            prefetching: BTreeSet::new(),
+            prefetching: Prefetching::default(),
             heard_at: None,
             saved: None,
             forked: false,
         };
         self.swarms.insert(key, joined);
         true
+    }
+
+    /// Says goodbye to a swarm's peers; reads that still wait fail.
+    fn leave(&mut self, now: Instant, origin: OriginId) {
+        let Some(key) = self.by_origin.remove(&origin) else { return };
+        if let Some(mut joined) = self.swarms.remove(&key) {
+            for done in joined.reading.drain() {
+                self.answer(done, Err(ReadError::Stopping));
+            }
+        }
+        self.driver.engine.remove_swarm(now, key);
     }
 
     fn report(&self) -> Vec<SwarmReport> {
@@ -457,13 +464,12 @@ impl EventLoop {
 
     fn feed_prefetch(&mut self, now: Instant, key: SwarmKey) {
         let Some(joined) = self.swarms.get_mut(&key) else { return };
-        while joined.prefetching.len() < PREFETCHES_MAX {
-            let Some((blocks, purpose)) = joined.next_prefetch() else { return };
+        let deadline = now + PREFETCH_DEADLINE;
+        let engine = &mut self.driver.engine;
+        while let Some(Piece { blocks, purpose, bulk }) = joined.prefetching.next() {
             for missing in joined.shared.log.missing(blocks) {
-                let deadline = now + PREFETCH_DEADLINE;
-                let fetch =
-                    self.driver.engine.fetch(now, key, missing, Class::Background, deadline);
-                joined.prefetching.insert(fetch);
+                let fetch = engine.fetch(now, key, missing, Class::Background, deadline);
+                joined.prefetching.fetch_started(fetch, bulk);
                 joined.reading.fetch_started(fetch, missing, purpose, None);
             }
         }
@@ -493,25 +499,8 @@ impl Joined {
 
     /// The fetch has ended: takes it off the loop's own lists.
     fn forget_own(&mut self, fetch: FetchId) {
-        self.prefetching.remove(&fetch);
+        self.prefetching.fetch_ended(fetch);
         self.head_fetch.take_if(|head| *head == fetch);
-    }
-
-    fn queue_prefetch(&mut self, ranges: Vec<BlockRange>, purpose: Purpose) {
-        let room = PREFETCH_QUEUE_MAX.saturating_sub(self.prefetch.len());
-        self.prefetch.extend(ranges.into_iter().take(room).map(|blocks| (blocks, purpose)));
-    }
-
-    /// The next piece to prefetch, one fetch's worth at most.
-    fn next_prefetch(&mut self) -> Option<(BlockRange, Purpose)> {
-        let (blocks, purpose) = self.prefetch.front_mut()?;
-        let piece = BlockRange::new(blocks.start, blocks.count.min(PREFETCH_BLOCKS));
-        let purpose = *purpose;
-        *blocks = BlockRange::new(piece.end(), blocks.count - piece.count);
-        if blocks.is_empty() {
-            self.prefetch.pop_front();
-        }
-        Some((piece, purpose))
     }
 
     fn trust(&mut self) {

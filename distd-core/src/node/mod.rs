@@ -13,6 +13,7 @@ mod commit_watch;
 mod driver;
 mod event_loop;
 mod follow;
+mod prefetch;
 mod reading;
 mod server;
 mod service;

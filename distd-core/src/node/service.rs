@@ -1,6 +1,6 @@
 //! A node: starts the threads, joins logs, reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use crate::keys::OriginId;
 use crate::manifest::PeerAddress;
@@ -32,6 +33,9 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(300);
 const RESOLVE_RETRY: Duration = Duration::from_secs(5);
 /// How long the loop may take for a command's answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Pause before a full queue of commands is tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
 
 /// Disk space that a cache leaves to others unless told otherwise, in bytes.
 const RESERVE_BYTES: u64 = 512 << 20;
@@ -96,9 +100,15 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     runtime: tokio::runtime::Handle,
     waiting: Arc<AtomicUsize>,
-    swarms: Mutex<BTreeMap<OriginId, Swarm>>,
+    swarms: Mutex<BTreeMap<OriginId, Joined>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     started: Instant,
+}
+
+/// A swarm that the node takes part in, and the tasks that keep it connected to its addresses.
+struct Joined {
+    swarm: Swarm,
+    connecting: Vec<(PeerAddress, AbortHandle)>,
 }
 
 /// A running node. Cheap to clone; lives until [`Node::stop`].
@@ -169,31 +179,66 @@ impl Node {
     /// added.
     pub fn join(&self, origin: OriginId, addresses: &[PeerAddress]) -> Result<Swarm, NodeError> {
         let mut swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
-        let swarm = match swarms.get(&origin) {
-            Some(swarm) => swarm.clone(),
-            None => {
+        let joined = match swarms.entry(origin) {
+            btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            btree_map::Entry::Vacant(entry) => {
                 let swarm = self.join_new(origin)?;
-                swarms.insert(origin, swarm.clone());
-                swarm
+                entry.insert(Joined { swarm, connecting: Vec::new() })
             }
         };
-        drop(swarms);
         for address in addresses {
-            self.0.runtime.spawn(keep_connected(self.0.commands.clone(), origin, address.clone()));
+            if joined.connecting.iter().any(|(known, _)| known == address) {
+                continue;
+            }
+            let keep = keep_connected(self.0.commands.clone(), origin, address.clone());
+            let task = self.0.runtime.spawn(keep).abort_handle();
+            joined.connecting.push((address.clone(), task));
         }
-        Ok(swarm)
+        Ok(joined.swarm.clone())
     }
 
     fn join_new(&self, origin: OriginId) -> Result<Swarm, NodeError> {
         let log = self.0.cache.log(origin)?;
         let shared = Arc::new(Shared::new(origin, log, Arc::clone(&self.0.waiting)));
-        let (joined, answer) = oneshot::channel();
-        let command = Command::Join { shared: Arc::clone(&shared), joined };
-        self.0.commands.blocking_send(command).map_err(|_| NodeError::Stopping)?;
-        if !answer.blocking_recv().map_err(|_| NodeError::Stopping)? {
+        let (joined, answer) = std::sync::mpsc::sync_channel(1);
+        self.command(Command::Join { shared: Arc::clone(&shared), joined })?;
+        if !answer.recv_timeout(ANSWER_DEADLINE).map_err(|_| NodeError::Stopping)? {
             return Err(NodeError::TooManyOrigins { origin });
         }
         Ok(Swarm { shared, commands: self.0.commands.clone() })
+    }
+
+    /// The origins whose swarms it takes part in.
+    pub fn joined(&self) -> Vec<OriginId> {
+        let swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
+        swarms.keys().copied().collect()
+    }
+
+    /// Leaves an origin's swarm: what its handles ask for from then on fails, until it is joined again.
+    pub fn leave(&self, origin: OriginId) {
+        let mut swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(joined) = swarms.remove(&origin) else { return };
+        for (_, task) in joined.connecting {
+            task.abort();
+        }
+        // A loop that has stopped has left already.
+        let _ = self.command(Command::Leave { origin });
+    }
+
+    /// Hands the loop a command, within [`ANSWER_DEADLINE`].
+    fn command(&self, command: Command) -> Result<(), NodeError> {
+        let deadline = Instant::now() + ANSWER_DEADLINE;
+        let mut command = command;
+        loop {
+            match self.0.commands.try_send(command) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::TrySendError::Full(back)) if Instant::now() < deadline => {
+                    command = back;
+                    thread::sleep(FULL_PAUSE);
+                }
+                Err(_) => return Err(NodeError::Stopping),
+            }
+        }
     }
 
     /// The cache.
@@ -208,20 +253,13 @@ impl Node {
 
     /// How the node stands. Blocks the calling thread for a moment.
     pub fn status(&self) -> Result<NodeStatus, NodeError> {
-        let (answer, receiver) = std::sync::mpsc::sync_channel(1);
-        let (sender, report) = oneshot::channel();
-        let command = Command::Report { answer: sender };
-        self.0.commands.blocking_send(command).map_err(|_| NodeError::Stopping)?;
-        self.0.runtime.spawn(async move {
-            let report = tokio::time::timeout(ANSWER_DEADLINE, report).await;
-            // The caller waits for exactly this.
-            let _ = answer.send(report);
-        });
-        let Ok(Ok(Ok(reports))) = receiver.recv() else { return Err(NodeError::Stopping) };
+        let (answer, reports) = std::sync::mpsc::sync_channel(1);
+        self.command(Command::Report { answer })?;
+        let reports = reports.recv_timeout(ANSWER_DEADLINE).map_err(|_| NodeError::Stopping)?;
         let swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
         let swarms = reports
             .into_iter()
-            .filter_map(|report| Some(swarm_status(swarms.get(&report.origin)?, report)))
+            .filter_map(|report| Some(swarm_status(&swarms.get(&report.origin)?.swarm, report)))
             .collect();
         Ok(NodeStatus {
             listen: self.0.listen.to_string(),

@@ -1,6 +1,7 @@
 //! One origin's log as this node sees it: the handle that file systems and commands hold.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ use super::reading::{Done, Purpose, ReadError};
 const READS_MAX: usize = 16_384;
 /// Longest single read: the longest metadata node, whatever its alignment.
 const READ_BLOCKS_MAX: u64 = NODE_BYTES_MAX / BLOCK_BYTES + 1;
+
+/// How much later than its deadline a blocking read returns if the node's loop does not answer.
+const LOOP_SLACK: Duration = Duration::from_secs(5);
 
 /// Name of the state file, and of the pin, that keep the trusted head.
 const HEAD_STATE: &str = "head";
@@ -233,7 +237,15 @@ impl Swarm {
             // Nobody listens any more only if the caller's thread is gone.
             let _ = sender.send(result);
         });
-        receiver.recv().unwrap_or(Err(ReadError::Stopping))
+        // The deadline is kept by the node's loop; the slack is for a loop that is stuck.
+        let patience = deadline.saturating_duration_since(Instant::now()) + LOOP_SLACK;
+        match receiver.recv_timeout(patience) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Disconnected) => Err(ReadError::Stopping),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(ReadError::Deadline { blocks, tried: Vec::new() })
+            }
+        }
     }
 
     /// Reads a metadata node's bytes and waits.
@@ -249,8 +261,18 @@ impl Swarm {
     /// Brings blocks into the cache in the background. Best effort: what exceeds the queue or the
     /// quota is left out.
     pub fn prefetch(&self, ranges: Vec<BlockRange>, purpose: Purpose) {
+        self.queue(ranges, purpose, false);
+    }
+
+    /// Brings content into the cache in the background, after what readers and [`Self::prefetch`] ask
+    /// for. Best effort: who wants all of it asks again for what is still not held.
+    pub fn fetch_bulk(&self, ranges: Vec<BlockRange>) {
+        self.queue(ranges, Purpose::Data, true);
+    }
+
+    fn queue(&self, ranges: Vec<BlockRange>, purpose: Purpose, bulk: bool) {
         let origin = self.shared.origin;
-        if self.commands.try_send(Command::Prefetch { origin, ranges, purpose }).is_err() {
+        if self.commands.try_send(Command::Prefetch { origin, ranges, purpose, bulk }).is_err() {
             tracing::debug!("prefetch left out: the node is busy or stopping");
         }
     }

@@ -55,7 +55,7 @@ pub(super) fn start(mounted: &Arc<Mounted>) -> io::Result<()> {
     std::thread::Builder::new().name("follow".into()).spawn(follow).map(drop)
 }
 
-fn follow(mounted: &Mounted) {
+fn follow(mounted: &Arc<Mounted>) {
     let (mut known, mut pause) = (0, Duration::ZERO);
     let mut stale_said: Option<Instant> = None;
     while !mounted.ended.load(Ordering::Relaxed) {
@@ -92,7 +92,7 @@ fn complain_when_stale(mounted: &Mounted, news: &HeadNews, said: &mut Option<Ins
 impl Mounted {
     /// Takes the release that the track stands at, if that is another one; whether it was. A mount that
     /// is held does so only if it is `asked` to.
-    fn catch_up(&self, asked: bool) -> Result<bool, SwitchError> {
+    fn catch_up(self: &Arc<Self>, asked: bool) -> Result<bool, SwitchError> {
         let _one_at_a_time = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         if self.held.load(Ordering::Relaxed) && !asked {
             return Ok(false);
@@ -122,6 +122,7 @@ impl Mounted {
             self.track,
             before.release.version
         );
+        self.start_prefetch(Some(before));
         Ok(true)
     }
 
@@ -135,7 +136,7 @@ impl Mounted {
     }
 
     /// Takes the newest release now; follows from then on, unless this is for `once`.
-    pub(super) fn let_go(&self, once: bool) -> Answer {
+    pub(super) fn let_go(self: &Arc<Self>, once: bool) -> Answer {
         self.refuse_if_pinned()?;
         let switched = self.catch_up(true)?;
         if !once {

@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use crate::exit::{Complaint, Exit};
 use crate::fs::{Fs, Local, ReleasePlace, View, WalkError, merged, walk};
 use crate::mountinfo::mounted_on;
-use crate::options::MountOptions;
+use crate::options::{MountOptions, Prefetch};
 use crate::target::Target;
+
+use super::jobs::Progress;
 
 /// Files of a release above which `status` does not work out how much of it is local.
 const LOCAL_FILES_MAX: u64 = 500_000;
@@ -44,6 +46,9 @@ pub(super) struct Mounted {
     /// Held during a switch.
     pub(super) switching: Mutex<()>,
     pub(super) timeout: Duration,
+    pub(super) prefetch: Prefetch,
+    /// What is fetched for it in the background now.
+    background: Mutex<Arc<Progress>>,
     /// Where the content of the release of this generation lies, once somebody asked.
     content: Mutex<Option<(u32, Vec<BlockRange>)>>,
 }
@@ -72,8 +77,25 @@ impl Mounted {
             device,
             switching: Mutex::default(),
             timeout,
+            prefetch: options.prefetch,
+            background: Mutex::default(),
             content: Mutex::default(),
         }
+    }
+
+    /// Stops what is fetched in the background, and says how what comes next stands.
+    pub(super) fn restart_background(&self) -> Arc<Progress> {
+        let next = Arc::new(Progress::default());
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        background.stop();
+        background.clone_from(&next);
+        next
+    }
+
+    /// The kernel is done with it.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.background.lock().unwrap_or_else(PoisonError::into_inner).stop();
     }
 
     pub(super) fn view(&self) -> Arc<View> {

@@ -69,6 +69,22 @@ impl ExtentMap {
         })
     }
 
+    /// What of the file's blocks `first..first + count` lies in the log.
+    pub fn slice_data(&self, first: u64, count: u64) -> impl Iterator<Item = BlockRange> {
+        self.slice(first, count).filter_map(|extent| match extent {
+            Extent::Data(range) => Some(range),
+            Extent::Hole(_) => None,
+        })
+    }
+
+    /// Number of blocks, holes included.
+    pub fn blocks(&self) -> u64 {
+        match (self.starts.last(), self.extents.last()) {
+            (Some(start), Some(extent)) => start + extent.blocks(),
+            _ => 0,
+        }
+    }
+
     /// First byte of data at or after `offset` (`lseek(2)`'s SEEK_DATA), before the end of the file.
     pub fn seek_data(&self, offset: u64, size: u64) -> Option<u64> {
         self.seek(offset, size, |extent| matches!(extent, Extent::Data(_)))

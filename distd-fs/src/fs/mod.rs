@@ -14,6 +14,7 @@ mod sweep;
 mod switch;
 mod view;
 mod walk;
+mod warm;
 mod xattr;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use read::Seek;
 pub use switch::Stale;
 pub use view::View;
 pub use walk::{Place as ReleasePlace, WalkError, merged, walk};
+pub use warm::warm;
 pub use xattr::Local;
 
 use crate::blocks::Blocks;

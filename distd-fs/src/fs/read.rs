@@ -134,11 +134,7 @@ impl<B: Blocks> Fs<B> {
         let first = ahead.start / BLOCK_BYTES;
         let count = ahead.end.div_ceil(BLOCK_BYTES) - first;
         let ranges: Vec<BlockRange> = map
-            .slice(first, count)
-            .filter_map(|extent| match extent {
-                Extent::Data(range) => Some(range),
-                Extent::Hole(_) => None,
-            })
+            .slice_data(first, count)
             .filter(|range| self.blocks.held_blocks(*range) < range.count)
             .collect();
         if !ranges.is_empty() {
