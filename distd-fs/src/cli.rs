@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use distd_core::manifest::DEFAULT_PORT;
 use distd_core::unit::HumanBytes;
 use serde_json::Value;
 
@@ -17,6 +18,7 @@ use crate::mount::{self, Site};
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounted_on};
 use crate::options::Options;
 use crate::progress;
+use crate::relay::{self, RelayOptions};
 use crate::report;
 use crate::size::parse_size;
 use crate::target::Target;
@@ -111,6 +113,21 @@ enum Command {
         /// A path that was pinned.
         path: PathBuf,
     },
+    /// Serve what this cache holds, and holds from now on, to every node, without a mount.
+    Relay {
+        /// Whose swarms to join: sources as mount takes them.
+        #[arg(required = true)]
+        sources: Vec<String>,
+        /// UDP address and port that nodes reach.
+        #[arg(long, value_name = "ADDR:PORT", default_value_t = relay_listen())]
+        listen: SocketAddr,
+        /// Bound of the cache, such as 500M or 20G (default: what the disk's reserve leaves).
+        #[arg(long, value_name = "BYTES", value_parser = parse_limit)]
+        quota: Option<Limit>,
+        /// Fetch the releases that the sources name whole, and keep them; a track's next ones too.
+        #[arg(long)]
+        pin: bool,
+    },
     /// The cache: size, limit, eviction.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -161,6 +178,11 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
     }
     let expected = || format!("'{text}': expected bytes, such as 500M or 20G, or 'none'");
     parse_size(text).map(|bytes| Limit(Some(bytes))).ok_or_else(expected)
+}
+
+/// All addresses, on the default port.
+fn relay_listen() -> SocketAddr {
+    (std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT).into()
 }
 
 /// Runs the program: `distd-fs`, or the mount helper where it is called by that name.
@@ -225,6 +247,14 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
         Command::Unpin { path } => {
             let request = Request::Unpin { path: (&*named(path)?).into() };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::unpinned);
+        }
+        Command::Relay { sources, listen, quota, pin } => {
+            let (cache, quota_bytes) = (cache()?, quota.and_then(|limit| limit.0));
+            make_parent(&cache)?;
+            let daemon = DaemonOptions { cache, quota_bytes, listen: Some(*listen) };
+            let targets = sources.iter().map(|source| Target::resolve(source));
+            let targets = targets.collect::<Result<_, _>>()?;
+            relay::run(RelayOptions { daemon, targets, pin: *pin })?;
         }
         Command::Cache(command) => cache_command(cli, &cache()?, command)?,
         Command::Completions { shell } => {

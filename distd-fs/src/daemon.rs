@@ -58,6 +58,8 @@ struct State {
     stopped: bool,
     /// Takes no more mounts.
     leaving: bool,
+    /// Releases held without a mount, by pin, as `status` tells them.
+    relayed: BTreeMap<String, Value>,
 }
 
 impl State {
@@ -88,6 +90,9 @@ impl From<NodeError> for Complaint {
     fn from(error: NodeError) -> Self {
         let exit = match &error {
             NodeError::Cache(OpenError::Busy { .. }) => Exit::Busy,
+            NodeError::Bind { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+                Exit::Busy
+            }
             _ => Exit::Failure,
         };
         Self::new(exit, error)
@@ -149,6 +154,32 @@ impl Daemon {
                 self.node.leave(origin);
             }
         }
+    }
+
+    /// Keeps [`Self::wait_end`] from returning for lack of mounts.
+    pub fn stay(&self) {
+        self.state().pending += 1;
+    }
+
+    /// Whether the node is on its way out.
+    pub fn is_leaving(&self) -> bool {
+        let state = self.state();
+        state.stopped || state.leaving
+    }
+
+    /// Takes part in a target's swarm.
+    pub fn join(&self, target: &Target) -> Result<Swarm, Complaint> {
+        Ok(self.node.join(target.origin, &target.addresses)?)
+    }
+
+    /// The UDP address that peers reach.
+    pub fn listen_address(&self) -> SocketAddr {
+        self.node.listen_address()
+    }
+
+    /// What `status` says of a release that is held without a mount.
+    pub fn note_relayed(&self, pin: &str, value: Value) {
+        self.state().relayed.insert(pin.to_owned(), value);
     }
 
     /// Makes [`Self::wait_end`] return.
@@ -269,7 +300,10 @@ impl Daemon {
             // A panic in a session thread comes back as an error here and ends this mount only.
             if let Err(error) = session.run() {
                 tracing::error!(%error, "the mount on {} broke", ended.display());
-                let _ = mount::detach(&ended);
+                // Unless another mount stands there by now.
+                if daemon.state().mounts.values().any(|mounted| Arc::ptr_eq(mounted, &gone)) {
+                    let _ = mount::detach(&ended);
+                }
             }
             tracing::info!("unmounted {}", ended.display());
             gone.end();
@@ -314,6 +348,7 @@ impl Daemon {
             },
             "cache": { "directory": self.cache, "usage": status.cache, "pins": pins },
             "mounts": mounts.iter().map(|mounted| mounted.status()).collect::<Vec<Value>>(),
+            "relayed": self.state().relayed.values().cloned().collect::<Vec<Value>>(),
             "swarms": status.swarms,
         }))
     }

@@ -19,6 +19,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod options;
 mod progress;
+pub mod relay;
 mod report;
 pub mod size;
 mod swarm;

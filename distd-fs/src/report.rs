@@ -116,6 +116,10 @@ pub(crate) fn status(status: &Value) -> String {
         let stale = if mount["stale"] == true { ", STALE" } else { "" };
         let _ = writeln!(lines, "mount {}, {share}{follows}{stale}", mounted(mount));
     }
+    for relayed in list(&status["relayed"]) {
+        let share = local_of(&relayed["local_bytes"], &relayed["total_bytes"]);
+        let _ = writeln!(lines, "holding {}, {share} local", text(&relayed["release"]));
+    }
     for swarm in list(&status["swarms"]) {
         let stale = if swarm["stale"] == true { ", STALE" } else { "" };
         let _ = writeln!(

@@ -12,6 +12,7 @@ INSTALLED = (
     "/usr/bin/distd-fs",
     "/sbin/mount.fuse.distd",
     "/lib/systemd/system/distd-origin.service",
+    "/lib/systemd/system/distd-relay@.service",
     "/usr/share/bash-completion/completions/distd-fs",
     "/usr/share/zsh/vendor-completions/_distd-origin",
     "/usr/share/fish/vendor_completions.d/distd-fs.fish",
