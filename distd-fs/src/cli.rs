@@ -10,7 +10,7 @@ use distd_core::manifest::DEFAULT_PORT;
 use distd_core::unit::HumanBytes;
 use serde_json::Value;
 
-use crate::control::{self, Answer, CallError, MountRequest, Request};
+use crate::control::{self, Answer, CallError, GetRequest, MountRequest, Request};
 use crate::daemon::{Daemon, DaemonOptions, Doorkeeper};
 use crate::exit::{Complaint, Exit};
 use crate::launch;
@@ -102,6 +102,20 @@ enum Command {
         /// Wait until everything is local.
         #[arg(short, long)]
         wait: bool,
+    },
+    /// Make a plain directory a release; what it holds already is used.
+    Get {
+        /// distd://ID@HOST:PORT[,HOST:PORT...]/TRACK[@RELEASE] or FILE.distd[#TRACK[@RELEASE]].
+        source: String,
+        /// The directory; made if it is not there.
+        directory: PathBuf,
+        /// Remove what the release does not have.
+        #[arg(long)]
+        delete: bool,
+        /// How long each step waits for the network.
+        #[arg(long, value_name = "SECONDS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        timeout: u64,
     },
     /// Keep a release, or a part of it, from eviction.
     Pin {
@@ -239,6 +253,13 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             let request = Request::Release { path: (&*named(path)?).into(), once: *once };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::held);
         }
+        Command::Get { source, directory, delete, timeout } => {
+            let wanted = (&Target::resolve(source)?).into();
+            let directory = (&*resting(directory)?).into();
+            let request = GetRequest { wanted, directory, delete: *delete, timeout_s: *timeout };
+            let result = watched(cli, &cache()?, &Request::Get(request))?;
+            report::print(cli.json, cli.quiet, &result, report::got);
+        }
         Command::Prefetch { what, wait } => prefetch(cli, &cache()?, what, *wait)?,
         Command::Pin { path } => {
             let request = Request::Pin { path: (&*named(path)?).into() };
@@ -307,13 +328,13 @@ pub(crate) fn mount_command(
     };
     make_parent(&cache)?;
     if foreground {
-        return mount_in_foreground(&daemon, request);
+        return mount_in_foreground(&daemon, &request);
     }
     let patience = Duration::from_secs(options.mount.timeout_s) + MOUNT_SLACK;
     launch::call_or_start(&daemon, &Request::Mount(request), patience)
 }
 
-fn mount_in_foreground(options: &DaemonOptions, request: MountRequest) -> Answer {
+fn mount_in_foreground(options: &DaemonOptions, request: &MountRequest) -> Answer {
     let daemon = launch::open(options)?;
     let answer = daemon.mount(request).unwrap_or_else(|| Err(Complaint::failure("interrupted")));
     if answer.is_ok() {
@@ -373,6 +394,28 @@ fn prefetch(cli: &Cli, cache: &Path, what: &str, wait: bool) -> Result<(), Compl
     let result = progress::watch(cache, job, cli.json || cli.quiet)?;
     report::print(cli.json, cli.quiet, &result, report::prefetched);
     Ok(())
+}
+
+/// Has the node of a cache, started if none runs, do a job, and watches it.
+fn watched(cli: &Cli, cache: &Path, request: &Request) -> Answer {
+    let started = start_if_needed(cache, request)?;
+    let job = started["job"].as_u64().unwrap_or_default();
+    progress::watch(cache, job, cli.json || cli.quiet)
+}
+
+fn start_if_needed(cache: &Path, request: &Request) -> Answer {
+    make_parent(cache)?;
+    let options = DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None };
+    launch::call_or_start(&options, request, MOUNT_SLACK)
+}
+
+/// A directory that may not be there yet, by its lasting path.
+fn resting(directory: &Path) -> Result<PathBuf, Complaint> {
+    match directory.canonicalize() {
+        Ok(path) => Ok(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => named(directory),
+        Err(error) => Err(Complaint::failure(format_args!("{}: {error}", directory.display()))),
+    }
 }
 
 /// Whether a word is a source and not a path on a mount.

@@ -80,6 +80,8 @@ pub enum Request {
         /// The job ends when nobody asks about it any more.
         watched: bool,
     },
+    /// Make a directory a release, as a job.
+    Get(GetRequest),
     /// How a job stands.
     Job {
         /// Its number.
@@ -123,6 +125,19 @@ impl From<&Target> for Wanted {
             release: target.release.clone(),
         }
     }
+}
+
+/// Which release to make a directory of, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetRequest {
+    /// Which release.
+    pub wanted: Wanted,
+    /// Where, as an absolute path.
+    pub directory: PathText,
+    /// Remove what the release does not have.
+    pub delete: bool,
+    /// How long each step waits for the network, in seconds.
+    pub timeout_s: u64,
 }
 
 /// What to mount, where and how.

@@ -1,6 +1,7 @@
 //! The node process of a cache: its mounts, and what the control socket asks of it.
 
 mod follow;
+mod get;
 mod jobs;
 mod mounted;
 mod prefetch;
@@ -16,7 +17,7 @@ use distd_core::store::OpenError;
 use distd_core::unit::{BlockIndex, BlockRange};
 use serde_json::{Value, json};
 
-use crate::control::{Answer, MountRequest, Request, Responder, Wanted};
+use crate::control::{Answer, GetRequest, MountRequest, Request, Responder, Wanted};
 use crate::exit::{Complaint, Exit};
 use crate::fs::{Fs, View, merged};
 use crate::mount;
@@ -203,7 +204,7 @@ impl Daemon {
     }
 
     /// Mounts what is asked for; the same again is success.
-    pub fn mount(self: &Arc<Self>, request: MountRequest) -> Option<Answer> {
+    pub fn mount(self: &Arc<Self>, request: &MountRequest) -> Option<Answer> {
         self.counted(|| self.mount_counted(request))
     }
 
@@ -234,6 +235,20 @@ impl Daemon {
         })
     }
 
+    /// Starts to make a directory a release.
+    fn get(&self, request: GetRequest) -> Answer {
+        let GetRequest { wanted, directory, delete, timeout_s } = request;
+        let target = target_of(&wanted)?;
+        let timeout = Duration::from_secs(timeout_s);
+        let swarm = self.node.join(target.origin, &target.addresses)?;
+        let directory = PathBuf::from(directory);
+        self.jobs.start(true, move |progress| {
+            let (_, release) = target.release(&swarm, timeout, false)?;
+            let report = get::get(&swarm, &release, &directory, delete, timeout, progress)?;
+            serde_json::to_value(report).map_err(Complaint::failure)
+        })
+    }
+
     /// Starts to bring a path's content into the cache.
     pub fn prefetch(&self, path: &Path, watched: bool) -> Answer {
         let (mounted, below) = self.mount_of(path)?;
@@ -243,7 +258,7 @@ impl Daemon {
         })
     }
 
-    fn mount_counted(self: &Arc<Self>, request: MountRequest) -> Answer {
+    fn mount_counted(self: &Arc<Self>, request: &MountRequest) -> Answer {
         let MountRequest { source, directory, options, .. } = request.clone();
         let directory: PathBuf = directory.into();
         let target = target_of(&request.wanted)?;
@@ -460,7 +475,7 @@ impl Responder for Doorkeeper {
     fn respond(&self, request: Request) -> Option<Answer> {
         let daemon = &self.0;
         Some(match request {
-            Request::Mount(request) => return daemon.mount(request),
+            Request::Mount(request) => return daemon.mount(&request),
             Request::Status => daemon.status(),
             Request::Pin { path } => daemon.pin(&PathBuf::from(path)),
             Request::Unpin { path } => daemon.unpin(&PathBuf::from(path)),
@@ -468,6 +483,7 @@ impl Responder for Doorkeeper {
             Request::PrefetchSource { wanted, timeout_s, watched } => {
                 return daemon.counted(|| daemon.prefetch_source(&wanted, timeout_s, watched));
             }
+            Request::Get(request) => return daemon.counted(|| daemon.get(request)),
             Request::Job { job } => daemon.jobs.ask(job),
             Request::Hold { path } => daemon.hold(&PathBuf::from(path)),
             Request::Release { path, once } => daemon.release(&PathBuf::from(path), once),

@@ -112,7 +112,8 @@ pub fn run_node(options: &DaemonOptions) -> Result<(), Complaint> {
             return Err(complaint);
         }
     };
-    println!("{READY}");
+    // Who started it may be gone: then somebody else may come.
+    let _ = writeln!(io::stdout(), "{READY}");
     if let Err(error) = redirect(&options.cache) {
         tracing::warn!(%error, "no log in the cache");
     }

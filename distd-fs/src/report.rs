@@ -62,6 +62,29 @@ pub(crate) fn prefetched(answer: &Value) -> String {
     format!("{track}@{release}: {local} are local, {brought} of them new")
 }
 
+pub(crate) fn got(answer: &Value) -> String {
+    let (track, release) = (text(&answer["track"]), text(&answer["release"]));
+    let mut line = format!(
+        "{track}@{release}: {} entries written, {} touched, {} right already, {} removed; {} of \
+         content read, {} reused",
+        answer["written"],
+        answer["touched"],
+        answer["unchanged"],
+        answer["deleted"],
+        bytes(&answer["read_bytes"]),
+        bytes(&answer["reused_bytes"]),
+    );
+    for (name, what) in [
+        ("skipped_devices", "device nodes are for root and were left out"),
+        ("skipped_attributes", "extended attributes could not be set"),
+    ] {
+        if answer[name].as_u64().is_some_and(|count| count > 0) {
+            let _ = write!(line, "; {} {what}", answer[name]);
+        }
+    }
+    line
+}
+
 pub(crate) fn pinned(answer: &Value) -> String {
     let share = local_of(&answer["local_bytes"], &answer["total_bytes"]);
     format!("pinned {} ({share} local)", text(&answer["pin"]))
