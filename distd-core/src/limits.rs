@@ -50,6 +50,8 @@ pub const TREE_DEPTH_MAX: usize = 512;
 /// Extents in a release record's list of metadata blocks; a release whose nodes are scattered wider
 /// is walked instead.
 pub const METADATA_EXTENTS_MAX: usize = 4096;
+/// Runs of blocks in a release's profile; what is used later than these is left out.
+pub const PROFILE_RANGES_MAX: usize = 1 << 16;
 /// Releases in a catalog.
 pub const RELEASES_MAX: usize = 1 << 20;
 /// Addresses in a SOURCE or a metainfo file.

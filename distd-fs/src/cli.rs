@@ -103,6 +103,14 @@ enum Command {
         #[arg(short, long)]
         wait: bool,
     },
+    /// Print what a mount was first used for, for 'distd-origin publish --profile'.
+    Trace {
+        /// A mount point or a path below one.
+        path: PathBuf,
+        /// Where to write it (default: standard output).
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Make a plain directory a release; what it holds already is used.
     Get {
         /// distd://ID@HOST:PORT[,HOST:PORT...]/TRACK[@RELEASE] or FILE.distd[#TRACK[@RELEASE]].
@@ -252,6 +260,16 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
         Command::Release { path, once } => {
             let request = Request::Release { path: (&*named(path)?).into(), once: *once };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::held);
+        }
+        Command::Trace { path, output } => {
+            let traced = ask(&Request::Trace { path: (&*named(path)?).into() })?;
+            let profile = traced["profile"].as_str().unwrap_or_default();
+            match output {
+                Some(file) => std::fs::write(file, profile).map_err(|error| {
+                    Complaint::failure(format_args!("cannot write {}: {error}", file.display()))
+                })?,
+                None => report::print(cli.json, false, &traced, |_| profile.to_owned()),
+            }
         }
         Command::Get { source, directory, delete, timeout } => {
             let wanted = (&Target::resolve(source)?).into();

@@ -80,6 +80,11 @@ pub enum Request {
         /// The job ends when nobody asks about it any more.
         watched: bool,
     },
+    /// What a mount was first used for.
+    Trace {
+        /// A path on a mount.
+        path: PathText,
+    },
     /// Make a directory a release, as a job.
     Get(GetRequest),
     /// How a job stands.

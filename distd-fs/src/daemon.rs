@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use distd_core::manifest::profile_text;
 use distd_core::node::{Node, NodeError, NodeOptions, Swarm};
 use distd_core::store::OpenError;
 use distd_core::unit::{BlockIndex, BlockRange};
@@ -392,6 +393,16 @@ impl Daemon {
         Ok(json!({ "pin": name }))
     }
 
+    /// What the mount that a path lies on was first used for, as a profile.
+    pub fn trace(&self, path: &Path) -> Answer {
+        let (mounted, _) = self.mount_of(path)?;
+        let accesses = mounted.fs.accesses();
+        let mut value = mounted.describe();
+        value["accesses"] = json!(accesses.len());
+        value["profile"] = json!(profile_text(&accesses));
+        Ok(value)
+    }
+
     /// Has the mount that a path lies on stay at its release.
     pub fn hold(&self, path: &Path) -> Answer {
         self.mount_of(path)?.0.hold()
@@ -483,6 +494,7 @@ impl Responder for Doorkeeper {
             Request::PrefetchSource { wanted, timeout_s, watched } => {
                 return daemon.counted(|| daemon.prefetch_source(&wanted, timeout_s, watched));
             }
+            Request::Trace { path } => daemon.trace(&PathBuf::from(path)),
             Request::Get(request) => return daemon.counted(|| daemon.get(request)),
             Request::Job { job } => daemon.jobs.ask(job),
             Request::Hold { path } => daemon.hold(&PathBuf::from(path)),

@@ -29,6 +29,8 @@ pub enum Prefetch {
     /// The release's directories; after a switch also what was local of the release before.
     #[default]
     Meta,
+    /// Also what the release's profile says that it is first used for.
+    Profile,
     /// Everything.
     Full,
 }
@@ -126,7 +128,7 @@ pub enum OptionError {
 }
 
 const KNOWN: &str = "allow_other, allow_root, allow_stale, cache=DIR, default_permissions, \
-dev, exec, hold, listen=ADDR:PORT, nodev, noexec, nonempty, nosuid, prefetch=none|meta|full, \
+dev, exec, hold, listen=ADDR:PORT, nodev, noexec, nonempty, nosuid, prefetch=none|meta|profile|full, \
 quota=BYTES, ro, suid, timeout=SECONDS";
 
 /// Options of mount(8) and of fstab that say nothing to a read-only, immutable file system.
@@ -220,8 +222,9 @@ impl Options {
                     self.mount.prefetch = match value {
                         "none" => Prefetch::None,
                         "meta" => Prefetch::Meta,
+                        "profile" => Prefetch::Profile,
                         "full" => Prefetch::Full,
-                        _ => return Err(wrong("none, meta or full")),
+                        _ => return Err(wrong("none, meta, profile or full")),
                     };
                 }
                 "background" => {
@@ -297,6 +300,7 @@ mod tests {
             ("background=none", Prefetch::None),
             ("prefetch=none", Prefetch::None),
             ("background=metadata", Prefetch::Meta),
+            ("prefetch=profile", Prefetch::Profile),
             ("prefetch=full", Prefetch::Full),
         ] {
             assert_eq!(parse(list).expect("known").mount.prefetch, expected, "{list}");

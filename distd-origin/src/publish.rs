@@ -1,6 +1,7 @@
 //! Publishing: a tree becomes a release, or nothing happens at all.
 
 mod error;
+mod profile;
 mod report;
 mod source;
 mod target;
@@ -10,7 +11,7 @@ use std::path::Path;
 
 use distd_core::head::{Section, Track, check_label};
 use distd_core::limits::{BLOCK_BYTES, MESSAGE_BYTES_MAX, MUNRO_BYTES, RELEASES_MAX};
-use distd_core::manifest::{Catalog, CatalogItem, Release, Timestamp, Totals};
+use distd_core::manifest::{Access, Catalog, CatalogItem, Profile, Release, Timestamp, Totals};
 use distd_core::store::{Appender, OriginLog};
 use distd_core::unit::{BlockRange, ByteRange};
 
@@ -44,6 +45,8 @@ pub struct PublishOptions<'a> {
     pub message: &'a str,
     /// Only find out what it would come to.
     pub dry_run: bool,
+    /// What the release is first used for, as recorded on a mount.
+    pub profile: &'a [Access],
 }
 
 /// Publishes, or says why not. `progress` is called from this thread.
@@ -297,6 +300,11 @@ impl Publication<'_> {
         })?;
         assert_eq!(written.root, layout.root, "a layout is a function of the tree");
         let (created_s, _) = now();
+        let used = profile::ranges(tree, self.options.profile);
+        let profile = match used.as_slice() {
+            [] => None,
+            used => Some(area.push(&Profile::encode(used))?),
+        };
         let release = Release {
             track: self.options.track.to_owned(),
             version: self.options.version.to_owned(),
@@ -305,6 +313,7 @@ impl Publication<'_> {
             root: layout.root.clone(),
             totals,
             metadata: layout.listed_runs(),
+            profile,
         };
         let release = area.push(&release.encode())?;
         let mut catalog = Catalog { items: self.history.catalog.items.clone() };

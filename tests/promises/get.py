@@ -131,6 +131,17 @@ def nothing_outside_is_touched(world):
     assert os.stat(outside / "precious").st_nlink == 1
 
 
+def end_all(world):
+    """kill -9 of the command and of its node."""
+    def none_is_left():
+        pid = world.node_pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        return pid is None
+
+    hosts.until(none_is_left, what="the end of both")
+
+
 @promise(seconds=400)
 def killed_at_any_point_and_run_again_it_ends_right(world):
     """DISTD_KILLS=100 for the long run."""
@@ -154,14 +165,8 @@ def killed_at_any_point_and_run_again_it_ends_right(world):
             shutil.copytree(old, directory, symlinks=True)
         command = hosts.start(NODE, world.distd_fs, "get", world.url(), directory, "--delete", "--cache", world.cache)
         time.sleep(chance.uniform(0, whole * 1.1))
-        node = world.node_pid()
-        for pid in {node, command.pid} - {None}:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        end_all(world)
         command.wait(20)
-        hosts.until(lambda: world.node_pid() is None, what="the end of both")
         if turn % 4 == 3:
             # Only the command is killed: its job ends with it, and the next one may start.
             command = hosts.start(NODE, world.distd_fs, "get", world.url(), directory, "--cache", world.cache)

@@ -153,11 +153,11 @@ def foreground_mount_ends_with_its_signal(world):
 
 
 @promise(seconds=120)
-def a_mount_keeps_its_release_and_a_new_one_shows_the_newest(world):
+def a_mount_that_is_held_keeps_its_release_and_a_new_one_shows_the_newest(world):
     source = tree.small(world.dir / "source")
     (source / "lib/version").write_text("one")
     world.published(source)
-    mount = world.mount()
+    mount = world.mount(options="hold")
     (source / "lib/version").write_text("two, and longer")
     (source / "lib/new").write_text("new")
     world.publish(source, "v2")

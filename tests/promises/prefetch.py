@@ -143,3 +143,34 @@ def a_prefetch_ends_with_its_command(world):
     before = local(mount / "bulk")[0]
     time.sleep(2)
     assert local(mount / "bulk")[0] == before < 60 * tree.MIB
+
+
+@promise(seconds=120)
+def a_profile_is_fetched_in_advance(world):
+    source = world.dir / "source"
+    (source / "bin").mkdir(parents=True)
+    for name in ("bin/with space\n", "bin/used", "unused"):
+        tree.incompressible(source / name, 2 * tree.MIB, seed=name)
+    world.published(source)
+    mount = world.mount()
+    compare.digest(mount / "bin/used")
+    with open(mount / "bin/with space\n", "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(file.fileno(), 4096, tree.MIB)
+    profile = world.dir / "profile"
+    world.fs("trace", mount, "--output", profile, "--cache", world.cache)
+    lines = profile.read_text().splitlines()
+    assert lines[1].endswith(" bin/used") and "with\\040space\\012" in lines[-1] and "unused" not in "".join(lines), lines
+    assert world.fs("trace", mount, "--cache", world.cache).out == profile.read_text()
+    world.umount()
+    hosts.until(lambda: world.node_pid() is None, what="the node's end")
+    (source / "more").write_text("more\n")
+    world.publish(source, "v2", "stable", "--profile", profile)
+    subprocess.run(["rm", "-rf", world.cache], check=True)
+    world.mount(options="prefetch=profile")
+    hosts.until(lambda: is_local(mount / "bin/used") and local(mount / "bin/with space\n")[0] > 0, 10, "the profile")
+    settled(world)
+    assert local(mount / "unused")[0] == 0 and local(mount / "bin/with space\n")[0] < 512 * KIB
+    profile.write_text("nonsense\n")
+    refused = world.publish(source, "v3", "stable", "--profile", profile, code=2)
+    assert "line 1" in refused.err, refused.err

@@ -10,6 +10,7 @@ mod entry;
 mod extent;
 mod metainfo;
 mod node;
+mod profile;
 mod release;
 mod source;
 
@@ -20,5 +21,6 @@ pub use entry::{
 pub use extent::{Extent, ExtentList, Extents};
 pub use metainfo::{Metainfo, MetainfoError};
 pub use node::NodeError;
+pub use profile::{Access, Profile, ProfileError, parse_profile, profile_text};
 pub use release::{Catalog, CatalogItem, Release, Totals};
 pub use source::{DEFAULT_PORT, PeerAddress, Source, SourceError, SourceOrigin};

@@ -44,6 +44,8 @@ pub struct Release {
     /// Blocks that hold its directory nodes and extent lists, so that they can be fetched in one
     /// sweep; empty where there are too many runs ([`METADATA_EXTENTS_MAX`]): walk instead.
     pub metadata: Vec<BlockRange>,
+    /// Its profile in the log, if it was published with one.
+    pub profile: Option<ByteRange>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -55,6 +57,8 @@ struct WireRelease {
     root: WireEntry,
     totals: Totals,
     metadata: Vec<WireExtent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    profile: Option<ByteRange>,
 }
 
 impl Release {
@@ -79,6 +83,7 @@ impl Release {
             root: self.root.to_wire(),
             totals: self.totals,
             metadata: metadata.to_wire(),
+            profile: self.profile,
         })
     }
 
@@ -96,6 +101,9 @@ impl Release {
         if !matches!(root.kind, EntryKind::Directory(_)) {
             return Err(invalid("the root is not a directory"));
         }
+        if let Some(profile) = wire.profile {
+            node_range(profile.offset, profile.len).map_err(invalid)?;
+        }
         let metadata = Extents::unsized_from_wire(&wire.metadata).map_err(invalid)?;
         if metadata.data().count() != metadata.len() {
             return Err(invalid("the list of metadata blocks has a hole"));
@@ -108,6 +116,7 @@ impl Release {
             root,
             totals: wire.totals,
             metadata: metadata.data().collect(),
+            profile: wire.profile,
         })
     }
 }
@@ -179,12 +188,19 @@ mod tests {
             root: entry(b"root", EntryKind::Directory(Directory { node, subdirectories: 0 })),
             totals: Totals { files: 1, directories: 1, others: 0, bytes: 3, new_bytes: 4096 },
             metadata: vec![BlockRange::new(BlockIndex(0), 1), BlockRange::new(BlockIndex(7), 2)],
+            profile: None,
         }
     }
 
     #[test]
     fn a_release_decodes_to_what_was_encoded() {
         assert_eq!(Release::decode(&release().encode()), Ok(release()));
+        let profile = Some(ByteRange { offset: 9, len: 8 });
+        let with = Release { profile, ..release() };
+        assert_eq!(Release::decode(&with.encode()), Ok(with.clone()));
+        let nowhere = Some(ByteRange { offset: u64::MAX, len: 8 });
+        let forged = Release { profile: nowhere, ..release() };
+        assert!(Release::decode(&forged.encode()).is_err());
     }
 
     #[test]

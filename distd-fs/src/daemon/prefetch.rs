@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use distd_core::manifest::Release;
+use distd_core::manifest::{Profile, Release};
 use distd_core::node::Swarm;
-use distd_core::unit::{BlockIndex, BlockRange, HumanBytes};
+use distd_core::unit::{BlockIndex, BlockRange, ByteRange, HumanBytes};
 use serde_json::json;
 
-use crate::blocks::Unavailable;
+use crate::blocks::{Unavailable, read_bytes};
 use crate::control::Answer;
 use crate::exit::{Complaint, Exit};
 use crate::fs::{View, WalkError, merged, walk, warm};
@@ -202,6 +202,14 @@ impl Mounted {
         }
     }
 
+    fn bring_profile(&self, profile: ByteRange, progress: &Progress) -> Result<(), Complaint> {
+        let deadline = Instant::now() + self.timeout;
+        let bytes = read_bytes(&self.swarm, profile, deadline).map_err(BringError::from)?;
+        let damaged = |source| WalkError::Damaged { offset: profile.offset, source };
+        let ranges = Profile::decode(&bytes).map_err(damaged).map_err(BringError::from)?;
+        Ok(bring(&self.swarm, &ranges, "what it is first used for", progress)?)
+    }
+
     fn prefetch(&self, before: Option<&View>, progress: &Progress) -> Result<(), Complaint> {
         let release = &self.view().release;
         if let Some(before) = before {
@@ -209,6 +217,9 @@ impl Mounted {
             let ranges = warm(&self.swarm, &before.release, release, self.timeout)
                 .map_err(BringError::from)?;
             bring(&self.swarm, &ranges, "what was warm", progress)?;
+        }
+        if let (Prefetch::Profile, Some(profile)) = (self.prefetch, release.profile) {
+            self.bring_profile(profile, progress)?;
         }
         if self.prefetch == Prefetch::Full {
             let everything = Path::new("");

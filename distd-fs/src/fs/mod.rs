@@ -12,6 +12,7 @@ mod read;
 mod readahead;
 mod sweep;
 mod switch;
+mod trace;
 mod view;
 mod walk;
 mod warm;
@@ -26,8 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use distd_core::limits::BLOCK_BYTES;
-use distd_core::manifest::{Content, DirectoryNode, Entry, EntryKind, File};
+use distd_core::limits::{BLOCK_BYTES, TREE_DEPTH_MAX};
+use distd_core::manifest::{Access, Content, DirectoryNode, Entry, EntryKind, File};
 use distd_core::unit::ByteRange;
 
 pub use attributes::{Attributes, Kind};
@@ -57,6 +58,7 @@ pub struct Fs<B> {
     pub(crate) inodes: Inodes,
     pub(crate) readahead: ReadAhead,
     pub(crate) failed: failed::Failed,
+    pub(crate) trace: trace::Trace,
     pub(crate) journal: Journal,
     timeout: Duration,
     /// A switch is going on: what is found is not to be remembered.
@@ -113,6 +115,7 @@ impl<B: Blocks> Fs<B> {
             inodes: Inodes::new(view),
             readahead: ReadAhead::default(),
             failed: failed::Failed::default(),
+            trace: trace::Trace::default(),
             journal: Journal::default(),
             timeout,
             switching: AtomicBool::new(false),
@@ -327,6 +330,26 @@ impl<B: Blocks> Fs<B> {
         error.failure()
     }
 
+    /// What the mount was first used for, in order.
+    pub fn accesses(&self) -> Vec<Access> {
+        self.trace.accesses()
+    }
+
+    /// The path of an inode below the mount point, as it is; nothing where a part of it is not at hand.
+    pub(crate) fn whole_path(&self, inode: &Inode) -> Option<Vec<u8>> {
+        let (mut parts, mut at) = (Vec::new(), inode.clone());
+        while at.number != ROOT {
+            let Place::Entry { directory, index } = at.place else { return None };
+            let Decoded::Directory(node) = self.nodes.peek(directory, Form::Directory)? else {
+                return None;
+            };
+            parts.push(node.entries().get(index as usize)?.name.as_bytes().to_vec());
+            at = self.inodes.find(at.parent).filter(|_| parts.len() <= TREE_DEPTH_MAX)?;
+        }
+        parts.reverse();
+        Some(parts.join(&b'/'))
+    }
+
     /// The path of an inode below the mount point, as far as it is known without asking anybody.
     pub(crate) fn path(&self, inode: &Inode) -> String {
         let mut parts = Vec::new();
@@ -341,7 +364,7 @@ impl<B: Blocks> Fs<B> {
                 _ => None,
             };
             parts.push(name.unwrap_or_else(|| format!("<inode {}>", inode.number)));
-            if parts.len() > distd_core::limits::TREE_DEPTH_MAX {
+            if parts.len() > TREE_DEPTH_MAX {
                 break;
             }
             at = self.inodes.find(inode.parent);

@@ -14,7 +14,7 @@ use distd_core::unit::BlockRange;
 
 use crate::blocks::{Blocks, Purpose, Unavailable};
 use crate::errno::Failure;
-use crate::inode::Inode;
+use crate::inode::{Inode, Place};
 
 use super::{ExtentMap, Found, Fs, Then};
 
@@ -86,6 +86,10 @@ impl<B: Blocks> Fs<B> {
     ) {
         let (first, skip) = (offset / BLOCK_BYTES, (offset % BLOCK_BYTES) as usize);
         let count = end.div_ceil(BLOCK_BYTES) - first;
+        if let Place::Entry { directory, index } = inode.place {
+            let path = || self.whole_path(inode);
+            self.trace.on_read((directory, index), first, first + count, path);
+        }
         let wanted = (end - offset) as usize;
         let mut buffer = vec![0; (count * BLOCK_BYTES) as usize];
         let mut missing = Vec::new();

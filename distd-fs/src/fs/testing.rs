@@ -136,6 +136,7 @@ impl Builder {
             root: Entry { mode: 0o755, ..entry("root", root) },
             totals: Totals { files: 3, directories: 1, others: 2, bytes: 8193, new_bytes: 0 },
             metadata: Vec::new(),
+            profile: None,
         };
         let record = ByteRange { offset: 0, len: 1 };
         View { generation: 0, origin: OriginId([7; 32]), record, release }

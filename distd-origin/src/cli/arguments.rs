@@ -58,6 +58,9 @@ pub(super) enum Command {
         /// Find out what it would come to, and write nothing
         #[arg(long)]
         dry_run: bool,
+        /// What the release is first used for, as `distd-fs trace` printed it: nodes may fetch that first
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        profile: Option<PathBuf>,
     },
     /// Serve what was published, and announce what is published meanwhile
     Serve {

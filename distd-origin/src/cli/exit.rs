@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use distd_core::manifest::ProfileError;
 use distd_core::node::NodeError;
 use distd_core::store::{AppendError, OpenError, ReadError};
 
@@ -44,6 +45,10 @@ pub(super) enum CommandError {
     Rollback(#[from] RollbackError),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error("cannot read '{}': {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("'{}': {source}", path.display())]
+    Profile { path: PathBuf, source: ProfileError },
     #[error("cannot write '{}': {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot write to the standard output: {0}")]
@@ -77,7 +82,11 @@ impl CommandError {
                 }
                 ServeError::Node(_) | ServeError::Signals(_) => Exit::Failure,
             },
-            Self::Write { .. } | Self::Output(_) => Exit::Failure,
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Exit::NoSuchThing
+            }
+            Self::Profile { .. } => Exit::Usage,
+            Self::Read { .. } | Self::Write { .. } | Self::Output(_) => Exit::Failure,
         }
     }
 }

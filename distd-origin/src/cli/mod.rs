@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use distd_core::manifest::{Metainfo, PeerAddress};
+use distd_core::manifest::{Access, Metainfo, PeerAddress, parse_profile};
 use serde_json::json;
 
 use crate::announced::{self, Answer};
@@ -53,13 +53,15 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
         Command::Init { address, recovery_key } => {
             run_init(&arguments.repo, address, recovery_key.as_deref(), output)
         }
-        Command::Publish { source, track, release, message, dry_run } => {
+        Command::Publish { source, track, release, message, dry_run, profile } => {
+            let profile = profile.as_deref().map(read_profile).transpose()?.unwrap_or_default();
             let options = PublishOptions {
                 source,
                 track,
                 version: release,
                 message: message.as_deref().unwrap_or_default(),
                 dry_run: *dry_run,
+                profile: &profile,
             };
             let repo = repo()?;
             let mut report = publish(&repo, &options, &output.publish_progress())?;
@@ -143,6 +145,14 @@ fn await_announcement(repo: &Repo, munros: u64, output: &Output) -> Option<bool>
             Some(false)
         }
     }
+}
+
+/// Reads a profile as `distd-fs trace` writes it.
+fn read_profile(file: &Path) -> Result<Vec<Access>, CommandError> {
+    let path = || file.to_owned();
+    let text = std::fs::read_to_string(file)
+        .map_err(|source| CommandError::Read { path: path(), source })?;
+    parse_profile(&text).map_err(|source| CommandError::Profile { path: path(), source })
 }
 
 fn run_init(

@@ -231,6 +231,7 @@ fn a_publish_that_is_given_up_leaves_no_trace() {
         version: "2",
         message: "",
         dry_run: false,
+        profile: &[],
     };
     let large = world.source.join("large");
     let error = publish(&world.repo, &options, &|step| {
@@ -287,6 +288,7 @@ fn a_tree_that_changes_meanwhile_is_refused_by_name() {
             version: &version,
             message: "",
             dry_run: false,
+            profile: &[],
         };
         let result = publish(&world.repo, &options, &|step| {
             if matches!(step, Step::Read(..)) && !done.replace(true) {

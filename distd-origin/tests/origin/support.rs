@@ -51,7 +51,7 @@ impl World {
         version: &str,
         dry_run: bool,
     ) -> Result<PublishReport, PublishError> {
-        let options = PublishOptions { source, track, version, message: "", dry_run };
+        let options = PublishOptions { source, track, version, message: "", dry_run, profile: &[] };
         publish(&self.repo, &options, &|_| {})
     }
 
