@@ -131,7 +131,9 @@ def flipped_bits_on_the_wire_reach_no_reader(world):
     world.published(source)
     mount = world.mount(options="timeout=4")
     ended = []
-    for path in (p for p in sorted(source.rglob("*")) if p.is_file()):
+
+    def read(path):
+        """Whether the file could be read, which it then is right."""
         other = mount / path.relative_to(source)
         result = hosts.run(NODE, "cat", other, seconds=30)
         ended.append(result.code)
@@ -139,8 +141,12 @@ def flipped_bits_on_the_wire_reach_no_reader(world):
             assert compare.digest(other) == compare.digest(path), f"{other}: wrong bytes"
         else:
             assert os.strerror(errno.EIO) in result.err, result.err
-    print(f"{ended.count(0)} of {len(ended)} files could be read")
-    assert 0 in ended, "nothing could be read"
+        return result.code == 0
+
+    for path in (p for p in sorted(source.rglob("*")) if p.is_file()):
+        # The only source is at fault each time, and is asked again: no file stays unreadable.
+        hosts.until(lambda path=path: read(path), 60, f"a whole {path}")
+    print(f"{ended.count(0)} of {len(ended)} reads ended well")
 
 
 @promise(seconds=240, delay_ms=5, loss=0.02)
