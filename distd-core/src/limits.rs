@@ -78,6 +78,8 @@ pub const EPOCHS_MAX: usize = 1 << 16;
 
 /// A signature's time may be this far ahead of the local clock (FAULTS: fast-forward), in seconds.
 pub const CLOCK_AHEAD_S_MAX: u64 = 600;
+/// A clock that shows an earlier time was never set (2026-01-01, in Unix seconds): distd is younger.
+pub const CLOCK_SET_FROM_S: u64 = 1_767_225_600;
 
 const _: () = assert!(BLOCK_BYTES == CHUNK_BYTES << BLOCK_LAYER);
 const _: () = assert!(GRANULE_BYTES == CHUNK_BYTES << GRANULE_LAYER);

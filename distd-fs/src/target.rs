@@ -10,7 +10,7 @@ use distd_core::manifest::{
     Catalog, Metainfo, MetainfoError, NodeError, PeerAddress, Release, Source, SourceError,
     SourceOrigin,
 };
-use distd_core::node::{HeadNews, ReadError, Swarm};
+use distd_core::node::{HeadNews, ReadError, Swarm, unix_now_s};
 use distd_core::unit::ByteRange;
 
 use crate::exit::{Complaint, Exit};
@@ -234,9 +234,7 @@ impl Target {
 
     fn check_fresh(&self, news: &HeadNews, excused: bool) -> Result<(), TargetError> {
         let Some(trusted) = &news.trusted else { return Ok(()) };
-        let now_s = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let now_s = unix_now_s();
         match now_s.checked_sub(trusted.fresh_until_s()) {
             Some(age_s) if age_s > 0 && !excused => {
                 Err(TargetError::Stale { origin: self.origin, age_s })

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use crate::ppspp::engine::{
 use crate::tree::{SignedMunro, VerifiedMunro, VerifiedRun};
 use crate::unit::{BlockRange, MunroIndex};
 
+use super::clock::unix_now_s;
 use super::driver::Driver;
 use super::follow::{Follower, HeadRefused, Step, encode_munro};
 use super::prefetch::{Piece, Prefetching};
@@ -529,9 +530,4 @@ impl Joined {
             news.problem = Some(problem);
         });
     }
-}
-
-/// This machine's clock in Unix seconds; 0 where it is before the epoch, so unset.
-pub(super) fn unix_now_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

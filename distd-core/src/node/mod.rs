@@ -9,6 +9,7 @@
 //!                                    store::Cache  <── flush (a thread of its own)
 //! ```
 
+mod clock;
 mod commit_watch;
 mod driver;
 mod event_loop;
@@ -21,6 +22,7 @@ mod socket;
 mod status;
 mod swarm;
 
+pub use clock::unix_now_s;
 pub use follow::TrustedHead;
 pub use reading::{Purpose, ReadError};
 pub use server::{OriginServer, ServeOptions};

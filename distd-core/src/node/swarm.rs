@@ -14,7 +14,8 @@ use crate::limits::{BLOCK_BYTES, NODE_BYTES_MAX};
 use crate::store::CachedLog;
 use crate::unit::{BlockRange, ByteRange};
 
-use super::event_loop::{Command, unix_now_s};
+use super::clock::unix_now_s;
+use super::event_loop::Command;
 use super::follow::TrustedHead;
 use super::reading::{Done, Purpose, ReadError};
 
