@@ -6,6 +6,7 @@
 //! ```
 
 pub mod announced;
+pub mod behind;
 pub mod catch_up;
 pub mod cli;
 pub mod content;

@@ -15,6 +15,7 @@ use distd_core::manifest::{Access, Catalog, CatalogItem, Profile, Release, Times
 use distd_core::store::{Appender, OriginLog};
 use distd_core::unit::{BlockRange, ByteRange};
 
+use crate::behind;
 use crate::catch_up::catch_up;
 use crate::content::{Piece, read_files};
 use crate::dedup::FilePlan;
@@ -61,6 +62,7 @@ pub fn publish(
     repo.key()?;
     let target = Target::open(repo, options.dry_run)?;
     let _lock = repo.lock(options.dry_run)?;
+    behind::check(repo, target.log())?;
     let history = History::read(target.log())?;
     check_new(&history, options)?;
     let index = if options.dry_run {

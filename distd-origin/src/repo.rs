@@ -6,6 +6,7 @@
 //! log/          the log (distd_core::store)
 //! index.redb    what the log holds, by content; may be deleted
 //! announced     how far a running `serve` has told the swarm
+//! ahead.json    only if nodes hold more than the log does
 //! ```
 //!
 //! `init` writes `repo.json` last: a directory without it is no repository.
@@ -90,6 +91,23 @@ pub enum RepoError {
     KeyExists {
         /// The file.
         path: PathBuf,
+    },
+    /// An older copy of the log stands in its place.
+    #[error(
+        "'{}' is an older copy: its log has {found} munros, and the node {from} holds {munros} signed by this key. \
+         Publishing here would sign a second content for what is out already, and every node would refuse both. \
+         Put the newest copy of the repository back",
+        path.display()
+    )]
+    Behind {
+        /// The repository.
+        path: PathBuf,
+        /// Munros that its log has.
+        found: u64,
+        /// Munros that a node holds.
+        munros: u64,
+        /// Which node.
+        from: String,
     },
     /// The settings cannot be understood.
     #[error("'{}' is damaged or of another version: {what}", path.display())]

@@ -4,6 +4,7 @@ use distd_core::head::{Section, Track};
 use distd_core::store::OriginLog;
 use serde::Serialize;
 
+use crate::behind;
 use crate::history::{History, HistoryError};
 use crate::repo::{Repo, RepoError};
 use crate::seal::{SealError, Statement, seal};
@@ -43,6 +44,7 @@ pub enum RollbackError {
 pub fn rollback(repo: &Repo, track: &str, version: &str) -> Result<RollbackReport, RollbackError> {
     repo.key()?;
     let appender = OriginLog::append(&repo.log_dir()).map_err(SealError::from)?;
+    behind::check(repo, appender.log())?;
     let history = History::read(appender.log())?;
     let Some(head) = history.head.as_ref().map(|placed| &placed.head) else {
         return Err(history.no_such_track(track).into());

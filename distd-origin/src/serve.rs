@@ -7,12 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use distd_core::manifest::{DEFAULT_PORT, PeerAddress};
-use distd_core::node::{NodeError, OriginServer, ServeOptions};
+use distd_core::node::{NodeError, OriginServer, ServeOptions, ServerNews};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::announced::Announced;
+use crate::behind;
 use crate::history::{History, HistoryError};
 use crate::repo::{Repo, RepoError};
 
@@ -50,6 +51,9 @@ pub fn serve(
     mut announced: impl FnMut(u64),
 ) -> Result<(), ServeError> {
     let log = repo.log()?;
+    if let Err(error) = behind::check(repo, &log) {
+        tracing::error!(%error);
+    }
     let mut tracks = History::read(&log)?.tracks();
     if tracks.is_empty() {
         // Nothing to mount yet: the place where a track's name will go.
@@ -66,11 +70,18 @@ pub fn serve(
         tracks.iter().map(|track| repo.url_at(&reachable(repo, address), track)).collect();
     ready(address, &urls);
     notify(&[NotifyState::Ready, NotifyState::Status(&format!("serving at {address}"))]);
-    server.run(stop, |munros| {
-        if let Ok(Err(error)) = noted.as_ref().map(|noted| noted.note(munros)) {
-            tracing::warn!(%error, "a publish will not know of its announcement");
+    server.run(stop, |news| match news {
+        ServerNews::Announced { munros } => {
+            if let Ok(Err(error)) = noted.as_ref().map(|noted| noted.note(munros)) {
+                tracing::warn!(%error, "a publish will not know of its announcement");
+            }
+            announced(munros);
         }
-        announced(munros);
+        ServerNews::Behind { munro, from } => {
+            if let Err(error) = behind::note(repo, &munro, from) {
+                tracing::error!(%error, "what the node holds cannot be kept: publish nothing here");
+            }
+        }
     });
     notify(&[NotifyState::Stopping]);
     Ok(())

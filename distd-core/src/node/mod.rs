@@ -25,7 +25,7 @@ mod swarm;
 pub use clock::unix_now_s;
 pub use follow::TrustedHead;
 pub use reading::{Purpose, ReadError};
-pub use server::{OriginServer, ServeOptions};
+pub use server::{OriginServer, ServeOptions, ServerNews};
 pub use service::{Node, NodeError, NodeOptions};
 pub use status::{NodeStatus, PeerStatus, SwarmStatus};
 pub use swarm::{HeadNews, Swarm, checked_blocks, cut};

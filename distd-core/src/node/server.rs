@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::keys::{NtpTime, OriginKey};
 use crate::ppspp::engine::{Event, SwarmKey, SwarmOptions};
 use crate::store::{Commit, OriginLog};
-use crate::tree::VerifiedMunro;
+use crate::tree::{SignedMunro, VerifiedMunro};
 use crate::unit::{BlockRange, MunroIndex};
 
 use super::commit_watch::CommitWatch;
@@ -27,6 +27,24 @@ pub struct ServeOptions {
     pub listen: SocketAddr,
     /// How often the newest munro is signed afresh.
     pub heartbeat: Duration,
+}
+
+/// What becomes of a server.
+#[derive(Clone, Copy, Debug)]
+pub enum ServerNews {
+    /// A commit was announced: whoever asks from then on is told of it.
+    Announced {
+        /// The log's length.
+        munros: u64,
+    },
+    /// A node holds a munro, signed by this origin's key, that this log lacks or has otherwise: an
+    /// older copy of the log is being served, and must not be published to.
+    Behind {
+        /// What it holds.
+        munro: SignedMunro,
+        /// The node.
+        from: SocketAddr,
+    },
 }
 
 /// An origin that is ready to serve.
@@ -55,10 +73,8 @@ impl OriginServer {
         self.address
     }
 
-    /// Serves until `stop` is told (or its sender dropped), then says goodbye to the peers. `report`
-    /// is called for each commit that is announced, with the log's length in munros: whoever asks from
-    /// then on is told of it.
-    pub fn run(self, mut stop: oneshot::Receiver<()>, mut report: impl FnMut(u64)) {
+    /// Serves until `stop` is told (or its sender dropped), then says goodbye to the peers.
+    pub fn run(self, mut stop: oneshot::Receiver<()>, mut report: impl FnMut(ServerNews)) {
         let Self { runtime, driver, heartbeat, log, key, .. } = self;
         // A new engine takes a first swarm.
         let Some(mut serving) = Serving::new(driver, log, key) else { return };
@@ -73,7 +89,7 @@ impl OriginServer {
                     next_poll = now + COMMIT_POLL;
                     if let Some(munros) = serving.poll_commit(now) {
                         next_beat = now + heartbeat;
-                        report(munros);
+                        report(ServerNews::Announced { munros });
                     }
                 }
                 if now >= next_beat {
@@ -81,6 +97,9 @@ impl OriginServer {
                     serving.beat(now);
                 }
                 serving.settle(now);
+                if let Some((munro, from)) = serving.ahead.take() {
+                    report(ServerNews::Behind { munro, from });
+                }
                 let wake = async {
                     tokio::select! {
                         // A sender that is gone means the same.
@@ -109,6 +128,8 @@ struct Serving {
     swarm: SwarmKey,
     /// Log length that the peers know, in munros.
     announced: u64,
+    /// What a node held that the log lacks, not reported yet.
+    ahead: Option<(SignedMunro, SocketAddr)>,
 }
 
 impl Serving {
@@ -119,7 +140,7 @@ impl Serving {
             held: Vec::new(),
             serve: true,
         });
-        Some(Self { driver, log, key, swarm: swarm?, announced: 0 })
+        Some(Self { driver, log, key, swarm: swarm?, announced: 0, ahead: None })
     }
 
     /// Announces what was committed since; the log's new length if there was something.
@@ -159,7 +180,7 @@ impl Serving {
             let mut quiet = true;
             while let Some(event) = self.driver.engine.poll_event() {
                 quiet = false;
-                log_event(&event);
+                self.on_event(&event);
             }
             while let Some(request) = self.driver.engine.poll_disk() {
                 quiet = false;
@@ -177,20 +198,30 @@ impl Serving {
         }
         self.driver.transmit();
     }
-}
 
-fn log_event(event: &Event) {
-    match event {
-        Event::PeerUp { address, .. } => tracing::info!(%address, "peer connected"),
-        Event::PeerDown { address, reason, .. } => tracing::info!(%address, %reason, "peer gone"),
-        Event::Fork { known, from, .. } => tracing::error!(
-            munro = %known.munro, %from,
-            "FORK: this origin's key signed another content for the munro; was an old backup restored?"
-        ),
-        Event::Newest { munro, from, .. } => tracing::error!(
-            munro = %munro.munro(), %from,
-            "a peer holds a newer head signed by this origin's key; was an old backup restored?"
-        ),
-        Event::Verified { .. } | Event::Fetched { .. } | Event::Failed { .. } => {}
+    fn on_event(&mut self, event: &Event) {
+        match event {
+            Event::PeerUp { address, .. } => tracing::info!(%address, "peer connected"),
+            Event::PeerDown { address, reason, .. } => {
+                tracing::info!(%address, %reason, "peer gone");
+            }
+            Event::Fork { claimed, from, .. } => self.on_signed(claimed, *from),
+            Event::Newest { munro, from, .. } => self.on_signed(&munro.signed(), *from),
+            Event::Verified { .. } | Event::Fetched { .. } | Event::Failed { .. } => {}
+        }
+    }
+
+    /// A peer showed a munro that this process has not announced.
+    fn on_signed(&mut self, munro: &SignedMunro, from: SocketAddr) {
+        // Another server of this log may have announced what was committed this moment.
+        let _ = self.log.reload();
+        if self.log.munro_hash(munro.munro).is_ok_and(|hash| hash == munro.hash) {
+            return;
+        }
+        tracing::error!(
+            munro = %munro.munro, %from,
+            "a node holds what this origin's key signed and this log lacks: is it an old backup?"
+        );
+        self.ahead = Some((*munro, from));
     }
 }

@@ -107,6 +107,7 @@ fn of_repo(error: &RepoError) -> Exit {
     match error {
         RepoError::NotARepo { .. } => Exit::NoSuchThing,
         RepoError::Busy { .. } => Exit::Busy,
+        RepoError::Behind { .. } => Exit::VerificationFailed,
         RepoError::Log(error) => of_open(error),
         _ => Exit::Failure,
     }
