@@ -15,6 +15,8 @@ from lib.network import NODE
 from lib.promises import promise
 
 KIB = 1 << 10
+# 100 for the long run.
+KILLS = int(os.environ.get("DISTD_KILLS", "12"))
 
 
 def get(world, directory, *more, url=None, **options):
@@ -142,10 +144,8 @@ def end_all(world):
     hosts.until(none_is_left, what="the end of both")
 
 
-@promise(seconds=400)
+@promise(seconds=300 + 10 * KILLS)
 def killed_at_any_point_and_run_again_it_ends_right(world):
-    """DISTD_KILLS=100 for the long run."""
-    kills = int(os.environ.get("DISTD_KILLS", "12"))
     source = tree.odd(world.dir / "source", crowd=200)
     for name in ("one", "two"):
         tree.incompressible(source / name, 12 * tree.MIB, seed=name)
@@ -159,7 +159,7 @@ def killed_at_any_point_and_run_again_it_ends_right(world):
     get(world, directory)
     whole = time.monotonic() - begin
     is_release(source, directory)
-    for turn in range(kills):
+    for turn in range(KILLS):
         shutil.rmtree(directory)
         if turn % 2:
             shutil.copytree(old, directory, symlinks=True)

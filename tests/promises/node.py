@@ -160,3 +160,26 @@ def a_node_says_which_read_failed_and_whom_it_asked(world):
     lines = [x for x in (world.cache / "node.log").read_text().splitlines() if "wanted-in-vain" in x]
     assert lines and ADDRESS["origin"] in lines[0], lines
     assert len(lines) <= 3, f"{len(lines)} lines about one read"
+
+
+@promise(seconds=60)
+def a_swarm_is_left_after_its_last_umount(world):
+    first = tree.small(world.dir / "source")
+    world.published(first)
+    url, repo = world.url(), world.repo
+    world.repo = world.dir / "repo2"
+    world.init()
+    world.publish(first, "v1")
+    world.serve(port=7575)
+    point = world.dir / "mnt2"
+    point.mkdir()
+    world.mount(world.url(port=7575), point)
+    mount = world.mount(url)
+    assert len(world.status()["swarms"]) == 2
+    world.umount(point)
+    hosts.until(lambda: len(world.status()["swarms"]) == 1, 5, "the swarm's end")
+    compare.same(first, mount)
+    world.mount(world.url(port=7575), point)
+    compare.same(first, point)
+    assert len(world.status()["swarms"]) == 2
+    world.repo = repo

@@ -135,14 +135,14 @@ def a_prefetch_does_not_delay_who_waits(world):
 def a_prefetch_ends_with_its_command(world):
     source = world.dir / "source"
     source.mkdir()
-    tree.incompressible(source / "bulk", 64 * tree.MIB)
+    tree.incompressible(source / "bulk", 96 * tree.MIB)
     world.published(source)
     mount = world.mount()
     hosts.run(NODE, "timeout", "-s", "KILL", "1", world.distd_fs, "prefetch", mount, "--wait", "--cache", world.cache)
-    time.sleep(20)  # the lease, and what was asked for already
+    time.sleep(25)  # the lease, and what was asked for already
     before = local(mount / "bulk")[0]
     time.sleep(2)
-    assert local(mount / "bulk")[0] == before < 60 * tree.MIB
+    assert local(mount / "bulk")[0] == before < 90 * tree.MIB
 
 
 @promise(seconds=120)

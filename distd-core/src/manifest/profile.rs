@@ -7,6 +7,8 @@
 //! 64 4 usr/lib/lib\040x.so     a byte below 33, above 126, or a backslash is \ and three octal digits
 //! ```
 
+use std::fmt::Write;
+
 use crate::limits::{PROFILE_RANGES_MAX, TREE_DEPTH_MAX};
 use crate::unit::BlockRange;
 
@@ -42,12 +44,12 @@ pub struct ProfileError {
 pub fn profile_text<'a>(accesses: impl IntoIterator<Item = &'a Access>) -> String {
     let mut text = format!("{HEADING}\n");
     for Access { path, first, count } in accesses {
-        text.push_str(&format!("{first} {count} "));
+        let _ = write!(text, "{first} {count} ");
         for byte in path {
             if (33..127).contains(byte) && *byte != b'\\' {
                 text.push(char::from(*byte));
             } else {
-                text.push_str(&format!("\\{byte:03o}"));
+                let _ = write!(text, "\\{byte:03o}");
             }
         }
         text.push('\n');

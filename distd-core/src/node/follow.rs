@@ -177,6 +177,11 @@ impl TrustedHead {
         self.munro.time().unix_seconds().saturating_add(self.placed.head.validity_s)
     }
 
+    /// Whether its validity has run out at this Unix second.
+    pub fn is_stale_at(&self, now_s: u64) -> bool {
+        self.fresh_until_s() < now_s
+    }
+
     /// For the cache's state file: signature, the block's uncles, the block.
     pub(super) fn encode(&self) -> Option<Vec<u8>> {
         let mut bytes = encode_munro(&self.munro.signed());
@@ -341,6 +346,27 @@ mod tests {
             assert_eq!(step, Step::Refused(older.into()));
             assert_eq!(position(&follower), Some(5));
         }
+    }
+
+    #[test]
+    fn a_head_is_stale_from_the_second_after_its_validity_on() {
+        let mut follower = Follower::new(None);
+        drive(&mut follower, &history(1, 0), 0);
+        let trusted = TrustedHead::clone(follower.trusted().expect("trusted"));
+        let until_s = NOW_S - 100 + 60;
+        assert_eq!(trusted.fresh_until_s(), until_s);
+        for (now_s, stale) in [
+            (0, false),
+            (until_s - 1, false),
+            (until_s, false),
+            (until_s + 1, true),
+            (u64::MAX, true),
+        ] {
+            assert_eq!(trusted.is_stale_at(now_s), stale, "at {now_s}");
+        }
+        let mut endless = trusted;
+        endless.placed.head.validity_s = u64::MAX;
+        assert!(!endless.is_stale_at(u64::MAX), "no overflow makes it stale");
     }
 
     #[test]

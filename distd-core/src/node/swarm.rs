@@ -59,7 +59,7 @@ pub struct HeadNews {
 impl HeadNews {
     /// Whether the newest head's validity has run out by this machine's clock.
     pub fn is_stale(&self) -> bool {
-        self.trusted.as_ref().is_some_and(|trusted| trusted.fresh_until_s() < unix_now_s())
+        self.trusted.as_ref().is_some_and(|trusted| trusted.is_stale_at(unix_now_s()))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::control::Answer;
 use crate::exit::{Complaint, Exit};
 
 /// How long a job goes on without being asked about.
-const LEASE: Duration = Duration::from_secs(5);
+const LEASE: Duration = Duration::from_secs(10);
 /// Jobs at one time; a further one is refused.
 const JOBS_MAX: usize = 16;
 
