@@ -212,13 +212,25 @@ impl TrustedHead {
 /// Uncles of a block: one for each layer from below the munro down to the blocks.
 const UNCLES: usize = (MUNRO_LAYER - BLOCK_LAYER) as usize;
 
-/// The uncles of one block of a verified run, tallest first.
+/// The uncles of one block of a verified run, tallest first. Those within the run are computed: a run
+/// carries no hashes of less than a granule.
 fn block_uncles(run: &VerifiedRun, block: BlockIndex) -> Vec<NodeHash> {
-    let hash = |bin: Bin| run.uncles().iter().chain(run.nodes()).find(|(b, _)| *b == bin);
+    let within = |bin: Bin| {
+        let start = (bin.byte_offset() - run.bin().byte_offset()) as usize;
+        let content = run.bytes().get(start..start + bin.byte_len() as usize)?;
+        Some(NodeHash::of_bytes(bin, content))
+    };
+    let above = |bin: Bin| run.uncles().iter().find(|(uncle, _)| *uncle == bin);
     (BLOCK_LAYER..MUNRO_LAYER)
         .rev()
-        .filter_map(|layer| hash(block.bin().ancestor(layer).sibling()))
-        .map(|(_, hash)| *hash)
+        .map(|layer| block.bin().ancestor(layer).sibling())
+        .filter_map(|uncle| {
+            if run.bin().contains(uncle) {
+                within(uncle)
+            } else {
+                above(uncle).map(|(_, hash)| *hash)
+            }
+        })
         .collect()
 }
 

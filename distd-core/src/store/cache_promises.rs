@@ -254,12 +254,12 @@ fn no_flipped_bit_reaches_a_reader_and_all_heal() {
 }
 
 #[test]
-fn a_flipped_bit_costs_one_block() {
+fn a_flipped_bit_costs_one_granule_at_most() {
     let fixture = Fixture::new();
     keep_some(&fixture);
     for block in [0, 5, 38, 256, 295] {
         flip(&fixture.segment(0), (content_offset(BlockIndex(block)) + 77) * 8);
-        assert_eq!(survives(&fixture), 1, "block {block}");
+        assert!((1..=4).contains(&survives(&fixture)), "block {block}");
     }
 }
 

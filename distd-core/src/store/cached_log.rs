@@ -17,19 +17,24 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::OriginId;
-use crate::limits::{BLOCK_BYTES, MUNRO_LAYER};
+use crate::limits::{BLOCK_BYTES, GRANULE_BYTES, MUNRO_BYTES, MUNRO_LAYER};
 use crate::tree::{VerifiedMunro, VerifiedRun};
-use crate::unit::{Bin, BlockRange, MunroIndex};
+use crate::unit::{Bin, BlockIndex, BlockRange, MunroIndex};
 
 use super::cache::Shared;
 use super::directory::Directory;
 use super::eviction::Pins;
 use super::log::Patience;
 use super::nodes::{MunroNodes, by_munro, trusted_record};
-use super::presence::{Bits, PresenceMap, bits_of, or, push_joined, runs};
+use super::presence::{
+    Bits, PresenceMap, and, and_not, bits_of, granule_bits, or, push_joined, runs,
+};
+use super::recent::Recent;
 use super::segment::{SEGMENT_MUNROS, SegmentFile, Segments, content_offset};
 use super::{ReadError, StateError, state_file};
 
+/// Granules of a munro.
+const GRANULES_PER_MUNRO: usize = (MUNRO_BYTES / GRANULE_BYTES) as usize;
 /// Munros of one log whose signature and tree are kept in memory, about 33 KiB each.
 const MUNROS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 
@@ -56,6 +61,8 @@ pub(super) struct State {
     /// Blocks that lost their claim since [`CachedLog::take_evicted`], by munro.
     pub(super) gone: BTreeMap<u64, Bits>,
     pub(super) pins: Pins,
+    /// Runs that came in lately: who reads behind the network need not read them back.
+    pub(super) recent: Recent,
     /// Disk space of each segment, in bytes: measured at flush, estimated in between.
     pub(super) allocated: BTreeMap<u64, u64>,
 }
@@ -87,6 +94,7 @@ impl CachedLog {
             dirty: BTreeSet::new(),
             gone: BTreeMap::new(),
             pins,
+            recent: Recent::default(),
             allocated,
         };
         Self {
@@ -130,6 +138,7 @@ impl CachedLog {
             self.drop_damaged(munro, munro.blocks());
             return Ok(None);
         };
+        self.prove_blocks(&nodes, &file, blocks);
         let bytes = match patience.read(&file, blocks) {
             Ok(read) => read?,
             Err(error) => {
@@ -187,7 +196,11 @@ impl CachedLog {
         let mut absent = {
             let mut state = self.state();
             state.presence.touch(munro, part, tick);
-            state.presence.parts_missing(part)
+            let absent = state.presence.parts_missing(part);
+            if absent.is_empty() && state.recent.read(part, out) {
+                return Ok(());
+            }
+            absent
         };
         if absent == [part] {
             push_joined(missing, part);
@@ -201,6 +214,7 @@ impl CachedLog {
         for held in gaps(part, &absent) {
             let from = ((held.start.0 - part.start.0) * BLOCK_BYTES) as usize;
             let Some(content) = out.get_mut(from..from + held.byte_len() as usize) else { break };
+            self.prove_blocks(&nodes, &file, held);
             let wrong = match file.read(content_offset(held.start), content) {
                 Ok(()) => nodes.wrong(held, content),
                 Err(error) => {
@@ -223,6 +237,62 @@ impl CachedLog {
             push_joined(missing, range);
         }
         Ok(())
+    }
+
+    /// What came as a whole granule is proved as one. Whoever reads less of it (`blocks` begin or end
+    /// within it) needs its blocks proved one by one: they are, once, from all of it.
+    fn prove_blocks(&self, nodes: &MunroNodes, file: &SegmentFile, blocks: BlockRange) {
+        let Some(last) = blocks.end().0.checked_sub(1).filter(|_| !blocks.is_empty()) else {
+            return;
+        };
+        let (first, last) = (blocks.start.granule(), BlockIndex(last).granule());
+        for granule in [Some(first), Some(last).filter(|last| *last != first)].into_iter().flatten()
+        {
+            let whole = granule.blocks();
+            let part = whole.intersection(blocks);
+            let proved = |block: BlockIndex| nodes.proved(block.bin()).is_some();
+            if part == whole || part.iter().all(proved) {
+                continue;
+            }
+            let munro = whole.start.munro();
+            if !self.state().presence.holds(munro, whole) {
+                continue;
+            }
+            // What cannot be read or is wrong is found out by the read that follows.
+            let content = file.read_vec(content_offset(whole.start), whole.byte_len() as usize);
+            if content.is_ok_and(|content| nodes.learn_blocks(granule.bin(), &content)) {
+                self.state().dirty.insert(munro.0);
+            }
+        }
+    }
+
+    /// Proves the blocks of granules of which only a part is `going`, for what stays; gives what may
+    /// go. The hashes are on the disk before that: after a kill nothing else proves what stays.
+    pub(super) fn prove_rest(&self, munro: MunroIndex, going: Bits) -> Bits {
+        let held = self.state().presence.munro(munro).map_or([0; 4], |presence| presence.bits);
+        let cut = (0..GRANULES_PER_MUNRO)
+            .map(granule_bits)
+            .filter(|granule| {
+                and(and(held, going), *granule) != [0; 4]
+                    && and(and_not(held, going), *granule) != [0; 4]
+            })
+            .fold([0; 4], or);
+        if cut == [0; 4] {
+            return going;
+        }
+        let Ok(Some((nodes, file))) = self.open_munro(munro, Patience::Waits) else {
+            return going;
+        };
+        for part in runs(munro, and_not(and(held, cut), going)) {
+            self.prove_blocks(&nodes, &file, part);
+        }
+        match nodes.write(&file) {
+            Ok(()) => going,
+            Err(error) => {
+                tracing::warn!(%error, "granules that are wanted in part stay whole");
+                and_not(going, cut)
+            }
+        }
     }
 
     /// The signed munro, if something of it is held or it was used lately.

@@ -173,8 +173,11 @@ impl CachedLog {
         // Exclusive: whoever found a block present has read it before it goes.
         let _io = self.io.write().unwrap_or_else(PoisonError::into_inner);
         let segment = Segments::number_of(munro);
+        let blocks = and_not(blocks, self.state().pins.bits(munro));
+        let blocks = self.prove_rest(munro, blocks);
         let (removed, left, segment_empty, before) = {
             let mut state = self.state();
+            // Somebody may have pinned more meanwhile.
             let blocks = and_not(blocks, state.pins.bits(munro));
             let removed = state.presence.remove(munro, blocks);
             if removed == [0; 4] {

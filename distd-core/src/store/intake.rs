@@ -82,6 +82,9 @@ impl CachedLog {
         let mut state = self.state();
         state.dirty.insert(munro.0);
         state.presence.touch(munro, blocks, tick);
+        for run in runs {
+            state.recent.keep(run);
+        }
         Ok(())
     }
 

@@ -30,6 +30,8 @@ mod nodes;
 #[cfg(test)]
 mod power_cut;
 mod presence;
+mod recent;
+
 mod scrub;
 mod segment;
 mod state_file;

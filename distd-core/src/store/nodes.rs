@@ -30,6 +30,16 @@ struct Inner {
     record_dirty: bool,
 }
 
+impl Inner {
+    /// Puts a proved hash into the table that goes to the disk.
+    fn keep(&mut self, slot: usize, hash: NodeHash) {
+        if let Some(node) = self.table.get_mut(slot).filter(|node| **node != hash) {
+            *node = hash;
+            self.pages_dirty |= 1 << (slot * 32 / PAGE_BYTES);
+        }
+    }
+}
+
 /// Two hashes are validly signed for one munro: the origin's key signed two logs.
 #[derive(Debug)]
 pub(super) struct Conflict {
@@ -89,10 +99,8 @@ impl MunroNodes {
             inner.record_dirty = true;
         }
         for (bin, hash) in run.nodes().iter().chain(run.uncles()) {
-            let Some(slot) = MunroTree::slot(*bin) else { continue };
-            if let Some(node) = inner.table.get_mut(slot).filter(|node| *node != hash) {
-                *node = *hash;
-                inner.pages_dirty |= 1 << (slot * 32 / PAGE_BYTES);
+            if let Some(slot) = MunroTree::slot(*bin) {
+                inner.keep(slot, *hash);
             }
         }
         Ok(())
@@ -107,7 +115,33 @@ impl MunroNodes {
         })
     }
 
-    fn proved(&self, bin: Bin) -> Option<NodeHash> {
+    /// Proves the blocks of a granule one by one from its content, for whoever reads or keeps less
+    /// than a granule; whether the content was right.
+    pub(super) fn learn_blocks(&self, granule: Bin, content: &[u8]) -> bool {
+        if self.proved(granule).is_none()
+            && self.verify(granule, Bytes::copy_from_slice(content)).is_err()
+        {
+            return false;
+        }
+        let mut inner = self.lock();
+        if !inner.tree.learn_blocks(granule, content) {
+            return false;
+        }
+        let below = [BLOCK_LAYER, BLOCK_LAYER + 1].into_iter().flat_map(|layer| {
+            let width = 1 << (GRANULE_LAYER - layer);
+            (0..width).map(move |i| Bin::new(layer, granule.offset() * width + i))
+        });
+        for bin in below {
+            let (Some(slot), Some(hash)) = (MunroTree::slot(bin), inner.tree.node(bin)) else {
+                continue;
+            };
+            inner.keep(slot, hash);
+        }
+        true
+    }
+
+    /// A node's hash, if it is proved.
+    pub(super) fn proved(&self, bin: Bin) -> Option<NodeHash> {
         self.lock().tree.node(bin)
     }
 

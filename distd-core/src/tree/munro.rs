@@ -12,7 +12,7 @@
 
 use bytes::Bytes;
 
-use crate::limits::{BLOCK_BYTES, BLOCK_LAYER, MUNRO_LAYER};
+use crate::limits::{BLOCK_BYTES, BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
 use crate::unit::{Bin, MunroIndex};
 
 use super::{NodeHash, VerifiedMunro};
@@ -32,7 +32,8 @@ pub struct MunroTree {
 /// An aligned run of blocks (at most one munro) whose bytes fold to a signed munro.
 ///
 /// Made only by [`MunroTree::verify_run`]. It carries every hash that proves it again: its own
-/// inner nodes down to the blocks, and its uncles up to the munro.
+/// inner nodes down to the granules (to the blocks if it is smaller than one), and its uncles up to
+/// the munro.
 #[derive(Clone, Debug)]
 pub struct VerifiedRun {
     munro: VerifiedMunro,
@@ -86,7 +87,8 @@ impl VerifiedRun {
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
-    /// Hashes of the run's own nodes, from its blocks up to the run itself.
+    /// Hashes of the run's own nodes, from its leaves (granules, or blocks if it is smaller than a
+    /// granule) up to the run itself.
     pub fn nodes(&self) -> &[(Bin, NodeHash)] {
         &self.nodes
     }
@@ -205,9 +207,7 @@ impl MunroTree {
         if bin.munro() != Some(munro) || bytes.len() as u64 != bin.byte_len() {
             return Err(not_a_run);
         }
-        let (Some(slot), Some(blocks)) = (Self::slot(bin), bin.blocks()) else {
-            return Err(not_a_run);
-        };
+        let Some(slot) = Self::slot(bin) else { return Err(not_a_run) };
 
         if let Some(nodes) = self.known_below(bin) {
             // One pass at the speed of BLAKE3's widest SIMD, where single blocks take half again.
@@ -219,10 +219,12 @@ impl MunroTree {
         }
 
         // The run's own nodes: leaves first, then each layer's parents.
-        let mut nodes: Vec<(Bin, NodeHash)> = blocks
-            .iter()
-            .zip(bytes.chunks_exact(BLOCK_BYTES_USIZE))
-            .map(|(block, content)| (block.bin(), NodeHash::of_bytes(block.bin(), content)))
+        let layer = leaf_layer(bin);
+        let leaves = bin.chunks().start.0 >> layer;
+        let mut nodes: Vec<(Bin, NodeHash)> = (leaves..)
+            .map(|offset| Bin::new(layer, offset))
+            .zip(bytes.chunks_exact(Bin::new(layer, 0).byte_len() as usize))
+            .map(|(leaf, content)| (leaf, NodeHash::of_bytes(leaf, content)))
             .collect();
         let mut next = 0;
         while let [(left, a), (_, b), ..] = nodes[next..] {
@@ -281,10 +283,40 @@ impl MunroTree {
         true
     }
 
-    /// The nodes of `bin` from its blocks up to itself, if all are known.
+    /// Takes the hashes of a proved granule's blocks from its content, and of the pairs between;
+    /// `false` if the granule is not proved or the content is not its.
+    pub fn learn_blocks(&mut self, granule: Bin, content: &[u8]) -> bool {
+        let Some(proved) = self.node(granule).filter(|_| granule.layer() == GRANULE_LAYER) else {
+            return false;
+        };
+        if content.len() as u64 != granule.byte_len() {
+            return false;
+        }
+        let first = granule.chunks().start.0 >> BLOCK_LAYER;
+        let mut nodes: Vec<(Bin, NodeHash)> = (first..)
+            .map(|offset| Bin::new(BLOCK_LAYER, offset))
+            .zip(content.chunks_exact(BLOCK_BYTES_USIZE))
+            .map(|(block, content)| (block, NodeHash::of_bytes(block, content)))
+            .collect();
+        let mut next = 0;
+        while let [(left, a), (_, b), ..] = nodes[next..] {
+            nodes.push((left.parent(), NodeHash::parent(a, b)));
+            next += 2;
+        }
+        let right = nodes.last().is_some_and(|(_, hash)| *hash == proved);
+        for (bin, hash) in nodes.into_iter().filter(|_| right) {
+            if let Some(slot) = Self::slot(bin) {
+                self.learn(slot, hash);
+            }
+        }
+        right
+    }
+
+    /// The nodes of `bin` from its leaves up to itself, if all are known.
     fn known_below(&self, bin: Bin) -> Option<Vec<(Bin, NodeHash)>> {
-        let mut nodes = Vec::with_capacity(2 << (bin.layer() - BLOCK_LAYER));
-        for layer in BLOCK_LAYER..=bin.layer() {
+        let leaf_layer = leaf_layer(bin);
+        let mut nodes = Vec::with_capacity(2 << (bin.layer() - leaf_layer));
+        for layer in leaf_layer..=bin.layer() {
             let width = 1 << (bin.layer() - layer);
             let first = Bin::new(layer, bin.offset() * width);
             let slot = Self::slot(first)?;
@@ -316,6 +348,12 @@ impl MunroTree {
         self.nodes[slot] = hash;
         self.known[slot / 64] |= 1 << (slot % 64);
     }
+}
+
+/// Where the leaves of a run are: a granule's chunks fill the widest SIMD, a block's do not, so that
+/// what comes in granules is hashed in granules.
+fn leaf_layer(bin: Bin) -> u32 {
+    if bin.layer() >= GRANULE_LAYER { GRANULE_LAYER } else { BLOCK_LAYER }
 }
 
 #[cfg(test)]
@@ -428,6 +466,22 @@ mod tests {
             let mut fresh = MunroTree::new(fixture().munro);
             prop_assert!(!fresh.learn_table(&forged));
             prop_assert_eq!(fresh.node(run_of(2, offset)), None);
+        }
+
+        #[test]
+        fn a_granules_blocks_are_learned_only_from_its_content(offset: u64, bit: proptest::sample::Index) {
+            let granule = run_of(4, offset);
+            let mut tree = MunroTree::new(fixture().munro);
+            prop_assert!(!tree.learn_blocks(granule, &content(granule)), "not proved yet");
+            tree.verify_run(granule, content(granule), all_uncles).expect("true");
+            let blocks = || granule.blocks().into_iter().flat_map(|blocks| blocks.iter());
+            let mut forged = content(granule).to_vec();
+            let bit = bit.index(forged.len() * 8);
+            forged[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!tree.learn_blocks(granule, &forged));
+            prop_assert!(blocks().all(|block| tree.node(block.bin()).is_none()));
+            prop_assert!(tree.learn_blocks(granule, &content(granule)));
+            prop_assert!(blocks().all(|block| tree.node(block.bin()) == all_uncles(block.bin())));
         }
 
         #[test]
