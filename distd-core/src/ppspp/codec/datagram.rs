@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::reader::Reader;
-use super::{DecodeError, EncodeError, Fault, Message, WireProfile};
+use super::{DecodeError, EncodeError, Fault, Message, MessageType, WireProfile};
 
 /// A channel: one end's name for a link between two peers (RFC 7574 §3.11). 0 is none: it takes
 /// the first HANDSHAKE, and closes.
@@ -35,6 +35,22 @@ pub fn decode<'a>(datagram: &'a [u8], profile: &WireProfile) -> Result<Messages<
     };
     messages.check(channel, datagram.len())?;
     Ok(messages)
+}
+
+/// A datagram of one whole chunk and nothing else, as nearly all are in a transfer: read without the
+/// rules that span messages. `None`: not one of those, read it with [`decode`].
+pub fn lone_data<'a>(datagram: &'a [u8], profile: &WireProfile) -> Option<Message<'a>> {
+    let spec_bytes = profile.addressing.spec_bytes();
+    let chunk_bytes = profile.fixed_chunk_bytes()?;
+    let (channel, message) = datagram.split_first_chunk::<4>()?;
+    let (code, data) = message.split_first()?;
+    let lone = *code == MessageType::Data.code()
+        && *channel != [0; 4]
+        && data.len() == spec_bytes + 8 + chunk_bytes;
+    if !lone {
+        return None;
+    }
+    Message::read(&mut Reader::new(message), profile).ok()
 }
 
 /// The messages of a checked datagram, in order.

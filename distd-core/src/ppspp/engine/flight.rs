@@ -1,7 +1,7 @@
 //! A run on its way from one peer, its place in that peer's order of service, and how fast the peer
 //! delivers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::limits::{CHUNK_BYTES, GRANULE_LAYER};
@@ -72,6 +72,9 @@ pub(super) const fn lane(class: Class, again: bool) -> usize {
     class.index() * 2 + if again { 1 } else { 0 }
 }
 
+/// Moments remembered of a lane: some milliseconds of a fast transfer.
+const MARKS_MAX: usize = 256;
+
 /// The order of service of one class.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -82,9 +85,42 @@ pub(super) struct Lane {
     /// One past the highest place that arrived.
     pub(super) high: u64,
     pub(super) last_arrival: Instant,
+    /// What `high` was at the end of each of the last moments in which something arrived.
+    marks: VecDeque<(Instant, u64)>,
 }
 
 impl Lane {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { order: BTreeMap::new(), next: 0, high: 0, last_arrival: now, marks: VecDeque::new() }
+    }
+
+    /// Something up to place `high` arrived; 0: something that says nothing of the order.
+    pub(super) fn on_arrival(&mut self, now: Instant, high: u64) {
+        self.high = self.high.max(high);
+        self.last_arrival = now;
+        match self.marks.back_mut() {
+            Some((at, mark)) if *at == now => *mark = self.high,
+            _ => {
+                if self.marks.len() >= MARKS_MAX {
+                    self.marks.pop_front();
+                }
+                self.marks.push_back((now, self.high));
+            }
+        }
+    }
+
+    /// One past the highest place that had arrived at `then`: what is missing below is lost if
+    /// datagrams do not overtake each other by more than the time since (RACK, RFC 8985 §6.2).
+    pub(super) fn high_at(&self, then: Instant) -> u64 {
+        let mark = self.marks.iter().rev().find(|(at, _)| *at <= then);
+        mark.map_or(0, |(_, high)| *high)
+    }
+
+    /// When `place` was overtaken, if it was.
+    pub(super) fn overtaken_at(&self, place: u64) -> Option<Instant> {
+        self.marks.iter().find(|(_, high)| *high >= place).map(|(at, _)| *at)
+    }
+
     /// Takes the next places for the flight of these chunks.
     pub(super) fn place(&mut self, chunks: ChunkRange) -> u64 {
         let place = self.next;

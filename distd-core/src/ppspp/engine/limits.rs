@@ -72,8 +72,6 @@ pub const STRETCH_RUNS: usize = 32;
 pub const PLAN_MISSES_MAX: usize = 64;
 /// Sources in the race for one run: the first and a hedge.
 pub const SOURCES_PER_RUN: usize = 2;
-/// Chunks by which later data must have overtaken a hole before it counts as lost.
-pub const REORDER_CHUNKS: u64 = 12;
 /// Shortest time after which an answer is overdue.
 pub const OVERDUE_MIN: Duration = Duration::from_millis(30);
 /// Longest time after which an answer is overdue.

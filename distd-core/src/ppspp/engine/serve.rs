@@ -106,6 +106,34 @@ struct Read {
     state: ReadState,
 }
 
+impl Read {
+    fn bytes(&self) -> u64 {
+        self.chunks.count() * CHUNK_BYTES
+    }
+
+    /// What is read of the granules that `chunks` touch and no datagram was sent of.
+    fn pending(&self, chunks: ChunkRange) -> Option<ChunkRange> {
+        if !matches!(self.state, ReadState::Ready(_)) {
+            return None;
+        }
+        let granule = 1 << GRANULE_LAYER;
+        let begun = self.next > self.chunks.start.0;
+        let from = if begun { self.next.next_multiple_of(granule) } else { self.next };
+        let start = from.max(chunks.start.0 / granule * granule);
+        let end = self.chunks.end.0.min(chunks.end.0.next_multiple_of(granule));
+        ChunkRange::new(start, end)
+    }
+
+    /// The same read for a part of its chunks; `None` if nothing is left to send of it.
+    fn part(&self, start: u64, next: u64, end: u64) -> Option<Self> {
+        let ReadState::Ready(run) = &self.state else { return None };
+        ChunkRange::new(next, end)?;
+        let chunks = ChunkRange::new(start, end)?;
+        let state = ReadState::Ready(run.clone());
+        Some(Self { bin: self.bin, chunks, next, again: self.again, state })
+    }
+}
+
 #[derive(Debug)]
 enum ReadState {
     Wanted,
@@ -153,6 +181,9 @@ impl Serve {
             self.choke = Some(true);
             return;
         }
+        if class == Class::Waited {
+            self.promote(chunks);
+        }
         let mut wanted = IntervalSet::default();
         wanted.insert(chunks.start.0, chunks.end.0);
         for read in self.lanes.iter().flat_map(|lane| &lane.reads) {
@@ -184,6 +215,31 @@ impl Serve {
             self.choked_until = Some(now + CHOKE);
             self.choke = Some(true);
         }
+    }
+
+    /// A reader waits for what was read ahead as background data: it goes out as urgent as that, in
+    /// the order in which it was asked for now. A piece that was begun stays where it is.
+    fn promote(&mut self, chunks: ChunkRange) {
+        let mut promoted = Vec::new();
+        let background = &mut self.lanes[Urgency::Background.index()].reads;
+        if !background.iter().any(|read| read.pending(chunks).is_some()) {
+            return;
+        }
+        for read in std::mem::take(background) {
+            let Some(urgent) = read.pending(chunks) else {
+                background.push_back(read);
+                continue;
+            };
+            let before = read.part(read.chunks.start.0, read.next, urgent.start.0);
+            let after = read.part(urgent.end.0, urgent.end.0, read.chunks.end.0);
+            let within = read.part(urgent.start.0, urgent.start.0, urgent.end.0);
+            // Whole granules that went out already are in no part.
+            let left: u64 = [&before, &after, &within].into_iter().flatten().map(Read::bytes).sum();
+            self.read_bytes -= read.bytes() - left;
+            background.extend(before.into_iter().chain(after));
+            promoted.extend(within);
+        }
+        self.lanes[Urgency::Waited.index()].reads.extend(promoted);
     }
 
     /// Queues a range, unless it is queued as that urgent.
@@ -273,7 +329,7 @@ impl Serve {
             let again = self.known.sent_before(bin);
             let (next, state) = (chunks.start.0, ReadState::Reading(id));
             lane.reads.push_back(Read { bin, chunks, next, again, state });
-            self.read_bytes += bin.byte_len();
+            self.read_bytes += chunks.count() * CHUNK_BYTES;
             return Some(bin);
         }
         None
@@ -332,7 +388,7 @@ impl Serve {
             }
             let Some(gone) = lane.reads.remove(at) else { return };
             if bin.layer() <= GRANULE_LAYER {
-                self.read_bytes -= bin.byte_len();
+                self.read_bytes -= gone.bytes();
                 if self.misses.len() < MISSES_MAX {
                     self.misses.push(gone.chunks);
                 }
@@ -398,7 +454,7 @@ impl Serve {
             }
             read.next = end;
             if end == read.chunks.end.0 {
-                self.read_bytes -= read.bin.byte_len();
+                self.read_bytes -= read.bytes();
                 lane.reads.pop_front();
             }
         }

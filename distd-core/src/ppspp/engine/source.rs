@@ -15,14 +15,14 @@ use super::event::Class;
 use super::flight::{Delivery, Flight, LANES, Lane, lane};
 use super::interval::IntervalSet;
 use super::limits::{
-    CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, REORDER_CHUNKS, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX,
-    WINDOW_BYTES_MIN,
+    CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN,
 };
 use super::offered::Offered;
 use super::rtt::Rtt;
 
 const CHUNK: usize = CHUNK_BYTES as usize;
-/// Least wait for reordered datagrams behind the end of what was asked.
+/// Least time by which datagrams may overtake each other: a sender that moves to another processor
+/// reorders whole batches on a local link.
 const REORDER_DELAY_MIN: Duration = Duration::from_millis(2);
 /// How long a run that a reader began to wait for may take before a second source is sought.
 const HEDGE_UPGRADED: Duration = Duration::from_millis(50);
@@ -95,7 +95,6 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn new(now: Instant) -> Self {
-        let lane = || Lane { order: BTreeMap::new(), next: 0, high: 0, last_arrival: now };
         Self {
             availability: IntervalSet::default(),
             choked: false,
@@ -107,7 +106,7 @@ impl Source {
             cancels: Vec::new(),
             flights: BTreeMap::new(),
             hedges: BTreeSet::new(),
-            lanes: std::array::from_fn(|_| lane()),
+            lanes: std::array::from_fn(|_| Lane::new(now)),
             credit: 0,
             lacking: 0,
             delivery: Delivery { since: now, bytes: 0, rate: 0.0 },
@@ -278,10 +277,7 @@ impl Source {
             return useless;
         }
         let lane = &mut self.lanes[flight.lane()];
-        if !flight.moved {
-            lane.high = lane.high.max(flight.order + index + 1);
-        }
-        lane.last_arrival = now;
+        lane.on_arrival(now, if flight.moved { 0 } else { flight.order + index + 1 });
         self.timeouts = 0;
         if flight.got & (1 << index) != 0 {
             let complete = flight.is_complete();
@@ -379,8 +375,7 @@ impl Source {
         let mut again = 0;
         for lane in 0..LANES {
             let lane = &self.lanes[lane];
-            let settled = now >= lane.last_arrival + Self::reorder_delay(rtt);
-            let high = if settled { lane.high } else { lane.high.saturating_sub(REORDER_CHUNKS) };
+            let high = now.checked_sub(Self::reorder_delay(rtt)).map_or(0, |at| lane.high_at(at));
             let overtaken: Vec<u64> = lane
                 .order
                 .iter()
@@ -511,9 +506,8 @@ impl Source {
             else {
                 continue;
             };
-            if first.end() <= lane.high {
-                at((lane.last_arrival + Self::reorder_delay(rtt))
-                    .max(first.asked_at + rtt.minimum()));
+            if let Some(overtaken) = lane.overtaken_at(first.end()) {
+                at((overtaken + Self::reorder_delay(rtt)).max(first.asked_at + rtt.minimum()));
             }
         }
         self.hedges.first().map(|(when, _)| *when).into_iter().for_each(&mut at);

@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng};
 
 use super::samples::{message, pool};
 use super::*;
+use crate::unit::ChunkRange;
 
 const MUTANTS: usize = 10_000;
 
@@ -98,6 +99,33 @@ fn noise_is_no_datagram_or_reads_the_same_twice() {
                 *kind %= 18;
             }
             check(&bytes, &profile);
+        }
+    }
+}
+
+proptest::proptest! {
+    /// The short cut for DATA reads what the long way reads, and nothing that it would refuse.
+    #[test]
+    fn lone_data_is_read_as_decode_reads_it(
+        channel: u32, chunk in 0u64..1 << 50, timestamp_us: u64, byte: u8,
+        mutation in proptest::option::of((0usize..1053, proptest::prelude::any::<u8>())), cut in 0usize..3, more in 0usize..2,
+    ) {
+        let mut datagram = channel.to_be_bytes().to_vec();
+        let chunks = ChunkRange::new(chunk, chunk + 1).expect("one");
+        Message::Data { chunks, timestamp_us, payload: &[byte; 1024] }
+            .encode(&WireProfile::LIVE, &mut datagram)
+            .expect("a chunk");
+        if let Some((at, value)) = mutation {
+            datagram[at] = value;
+        }
+        datagram.truncate(datagram.len() - cut);
+        datagram.extend(vec![byte; more]);
+        let whole = decode(&datagram, &WireProfile::LIVE).ok().map(Iterator::collect::<Vec<_>>);
+        if let Some(lone) = lone_data(&datagram, &WireProfile::LIVE) {
+            proptest::prop_assert_eq!(whole, Some(vec![lone]));
+        } else {
+            let missed = whole.is_some_and(|all| matches!(all[..], [Message::Data { payload, .. }] if payload.len() == 1024));
+            proptest::prop_assert!(!missed);
         }
     }
 }
