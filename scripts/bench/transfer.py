@@ -169,7 +169,7 @@ class Tracker(http.server.BaseHTTPRequestHandler):
 
 
 class Distd(Way):
-    """A cold cache each round; read to /dev/null, copied to a file, or got without a mount."""
+    """A cold cache each round; brought into the node's own files, read to /dev/null, or copied to a file."""
 
     def __init__(self, scratch, name, fetcher, shared):
         super().__init__(scratch)
@@ -182,8 +182,9 @@ class Distd(Way):
         first = cls(scratch, "distd, mount + read", cls.read, True)
         first.start(content)
         second = cls(scratch, "distd, mount + copy to a file", cls.copy, False)
-        second.url = first.url
-        return [first, second]
+        third = cls(scratch, "distd, prefetch into the cache", cls.prefetch, False)
+        second.url = third.url = first.url
+        return [third, first, second]
 
     def start(self, content):
         self.point.mkdir()
@@ -197,9 +198,12 @@ class Distd(Way):
         self.url = f"distd://{identity}@{ADDRESS[ORIGIN]}:7574/bench"
 
     def fetch(self, meter, number):
-        cache = self.scratch / f"cache-{number}"
-        meter.run(self.fs, "mount", self.url, self.point, "-o", f"cache={cache},background=none")
+        self.cache = self.scratch / f"cache-{number}"
+        meter.run(self.fs, "mount", self.url, self.point, "-o", f"cache={self.cache},prefetch=none")
         self.fetcher(self, meter)
+
+    def prefetch(self, meter):
+        meter.run(self.fs, "prefetch", "--wait", "-q", "--cache", self.cache, self.point)
 
     def read(self, meter):
         meter.run("dd", f"if={self.point}/content", "of=/dev/null", "bs=1M")
@@ -213,7 +217,7 @@ class Distd(Way):
             self.out.unlink()
         call(*on(NODE, self.fs, "umount", self.point))
         until(lambda: not bench.cpu_seconds(NODE), "the node's end")
-        call("rm", "-rf", self.scratch / f"cache-{number}")
+        call("rm", "-rf", self.cache)
 
 
 if __name__ == "__main__":

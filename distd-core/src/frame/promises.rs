@@ -151,7 +151,7 @@ fn a_carry_runs_through_an_integer_and_no_further() {
     assert_eq!(add(&0x1ff0u32.to_le_bytes(), 0x20), 0x2010u32.to_le_bytes());
     assert_eq!(add(&0x2010u32.to_le_bytes(), -0x20), 0x1ff0u32.to_le_bytes());
     assert_eq!(add(&[0xff; 10], 1), [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
-    assert_eq!(add(&[], 1), []);
+    assert!(add(&[], 1).is_empty());
 }
 
 proptest! {
