@@ -40,8 +40,9 @@ def processes():
             yield int(pid), words
 
 
-def settle(look, seconds=8.0):
-    """What `look` still returns after at most `seconds`: daemons leave a moment after their umount."""
+def settle(look, seconds=20.0):
+    """What `look` still returns after at most `seconds`: daemons leave a moment after their umount, or when the
+    job of a command that was killed has ended (ten seconds)."""
     end = time.monotonic() + seconds
     while (left := look()) and time.monotonic() < end:
         reap()
