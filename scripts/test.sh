@@ -13,7 +13,8 @@ setup() { scripts/setup.sh; }
 fmt() { cargo fmt --all --check; }
 clippy() { cargo clippy --quiet --workspace --all-targets --locked -- -D warnings; }
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --locked; }
-build() { cargo build --quiet --workspace --locked; }
+# All targets, because without the tests' dependencies others have fewer features: everything would be built again.
+build() { cargo build --quiet --workspace --all-targets --locked; }
 e2e() { tests/run.sh; }
 
 # Prints what the runner prints, and adds its counts to the totals.
