@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::control::{self, Answer, CallError, GetRequest, MountRequest, Request};
 use crate::daemon::{Daemon, DaemonOptions, Doorkeeper};
+use crate::doctor;
 use crate::exit::{Complaint, Exit};
 use crate::launch;
 use crate::mount::{self, Site};
@@ -82,6 +83,8 @@ enum Command {
     Status,
     /// The peers of the node.
     Peers,
+    /// Find out what keeps distd from working here, and what to do; touches no mount.
+    Doctor,
     /// Have a mount stay at the release that it shows.
     Hold {
         /// A mount point or a path below one.
@@ -241,6 +244,15 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
         }
         Command::Umount { directory, lazy, force } => umount(directory, *lazy, *force)?,
         Command::Status => report::print(cli.json, false, &ask(&Request::Status)?, report::status),
+        Command::Doctor => {
+            let findings = doctor::examine(&cache()?);
+            let answer = serde_json::to_value(&findings).map_err(Complaint::failure)?;
+            report::print(cli.json, false, &answer, |_| doctor::lines(&findings));
+            let wrong = findings.iter().filter(|finding| !finding.ok).count();
+            if wrong > 0 {
+                return Err(Complaint::failure(format_args!("{wrong} things are wrong")));
+            }
+        }
         Command::Peers => {
             let status = ask(&Request::Status)?;
             let mut peers = Vec::new();

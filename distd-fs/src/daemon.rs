@@ -539,7 +539,7 @@ fn clamped_timeout(options: &MountOptions) -> Duration {
     let safe = (bound * 3 / 4).max(Duration::from_secs(1)).min(bound);
     if wanted > safe {
         tracing::warn!(
-            "timeout={} s is above fs.fuse.max_request_timeout ({} s): {} s count",
+            "timeout={} s is above the kernel's own bound for FUSE requests ({} s): {} s count",
             wanted.as_secs(),
             bound.as_secs(),
             safe.as_secs()

@@ -7,6 +7,7 @@ pub mod blocks;
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod errno;
 pub mod exit;
 pub mod fs;

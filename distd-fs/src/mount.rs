@@ -221,10 +221,14 @@ fn tune(directory: &Path) {
 }
 
 /// The longest that an operation may take before the kernel ends the whole mount, if the administrator
-/// set such a bound (`fs.fuse.max_request_timeout`), in seconds.
+/// set such a bound (`fs.fuse.default_request_timeout`, `fs.fuse.max_request_timeout`), in seconds.
 pub fn kernel_timeout_s() -> Option<u64> {
-    let text = fs::read_to_string("/proc/sys/fs/fuse/max_request_timeout").ok()?;
-    text.trim().parse().ok().filter(|seconds| *seconds > 0)
+    // fuser asks for no timeout: the default counts, cut down to the maximum; without a default, that.
+    let set = |name: &str| -> Option<u64> {
+        let text = fs::read_to_string(Path::new("/proc/sys/fs/fuse").join(name)).ok()?;
+        text.trim().parse().ok().filter(|seconds| *seconds > 0)
+    };
+    ["default_request_timeout", "max_request_timeout"].into_iter().filter_map(set).min()
 }
 
 /// Takes a mount away from the tree; open files go on as long as the node lives.

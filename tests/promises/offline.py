@@ -135,6 +135,24 @@ def a_mapped_page_that_does_not_come_is_sigbus(world):
     assert took < 6, f"SIGBUS after {took:.1f} s with timeout=3"
 
 
+@promise(seconds=90)
+def the_kernels_own_deadline_ends_no_mount(world):
+    """FAULTS F14: where the administrator bounds FUSE requests, reads end before that bound."""
+    for name, seconds in (("default_request_timeout", "0"), ("max_request_timeout", "4")):
+        bound = world.dir / name
+        bound.write_text(seconds)
+        # For this test alone: what the node reads, not what the kernel does.
+        subprocess.run(["mount", "--bind", bound, f"/proc/sys/fs/fuse/{name}"], check=True)
+        world.overlays.append(f"/proc/sys/fs/fuse/{name}")
+    _, mount = some_read_some_not(world, "timeout=30")
+    world.network.unplug()
+    begin = time.monotonic()
+    assert hosts.run(NODE, "cat", mount / "unread", seconds=20).code != 0
+    took = time.monotonic() - begin
+    assert 1 < took < 4, f"EIO after {took:.1f} s with a bound of 4 s"
+    assert "4 s" in (world.cache / "node.log").read_text()
+
+
 @promise(seconds=120)
 def many_readers_of_a_dead_network_end_by_the_deadline(world):
     """FAULTS F1: 100 readers of 100 files, the link going down under them."""
