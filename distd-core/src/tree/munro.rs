@@ -474,7 +474,7 @@ mod tests {
             let mut tree = MunroTree::new(fixture().munro);
             prop_assert!(!tree.learn_blocks(granule, &content(granule)), "not proved yet");
             tree.verify_run(granule, content(granule), all_uncles).expect("true");
-            let blocks = || granule.blocks().into_iter().flat_map(|blocks| blocks.iter());
+            let blocks = || granule.blocks().into_iter().flat_map(crate::unit::BlockRange::iter);
             let mut forged = content(granule).to_vec();
             let bit = bit.index(forged.len() * 8);
             forged[bit / 8] ^= 1 << (bit % 8);

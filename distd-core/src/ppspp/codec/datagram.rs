@@ -46,7 +46,7 @@ pub fn lone_data<'a>(datagram: &'a [u8], profile: &WireProfile) -> Option<Messag
     let (code, data) = message.split_first()?;
     let lone = *code == MessageType::Data.code()
         && *channel != [0; 4]
-        && data.len() == spec_bytes + 8 + chunk_bytes;
+        && data.len() == spec_bytes.saturating_add(8).saturating_add(chunk_bytes);
     if !lone {
         return None;
     }
