@@ -12,6 +12,7 @@ pub mod cli;
 pub mod content;
 pub mod dedup;
 pub mod diff;
+pub mod frames;
 pub mod history;
 pub mod index;
 pub mod metadata;

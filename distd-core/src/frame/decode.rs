@@ -267,8 +267,9 @@ impl Changes<'_> {
 /// Bytes behind a changed one that a carry reaches at most: those of a 64-bit integer.
 const CARRY_BYTES: usize = 7;
 
-/// Adds a signed byte to the little-endian number that begins with the first byte.
-pub(super) fn add_carrying(bytes: &mut [u8], value: u8) {
+/// Adds a signed byte to the little-endian number that begins with the first byte: what a change
+/// does in a frame whose changes carry.
+pub fn add_carrying(bytes: &mut [u8], value: u8) {
     let Some((first, behind)) = bytes.split_first_mut() else { return };
     let sum = i16::from(*first) + i16::from(value as i8);
     *first = sum as u8;

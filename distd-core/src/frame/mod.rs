@@ -32,7 +32,7 @@ mod layout;
 #[cfg(test)]
 mod promises;
 
-pub use decode::{FrameDecoder, FrameError, FrameFault};
+pub use decode::{FrameDecoder, FrameError, FrameFault, add_carrying};
 pub use epochs::{EpochItem, EpochList};
 pub use index::{FrameEntry, IndexEntry, IndexError, MunroFrames, Part};
 pub use layout::{DeltaStreams, encode_delta, encode_full};

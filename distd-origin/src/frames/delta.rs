@@ -1,0 +1,178 @@
+//! One delta frame: a base of older blocks, chosen by content, and what is new against it.
+
+use std::collections::BTreeMap;
+
+use distd_core::frame::{DeltaStreams, add_carrying, encode_delta};
+use distd_core::limits::{
+    BLOCK_BYTES, FRAME_BASE_BLOCKS_MAX, FRAME_BASE_EXTENTS_MAX, FRAME_CONTROL_BYTES_MAX,
+};
+use distd_core::unit::{Bin, BlockIndex, BlockRange};
+
+use super::matching::{Copy, Seeds, find_copies};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// A base extent must give so many bytes, or its copies are not worth the blocks that they need.
+const EXTENT_BYTES_MIN: usize = 64;
+/// Blocks between two used ones that are taken along rather than begin another extent.
+const GAP_BLOCKS_MAX: u64 = 1;
+
+/// Blocks that may serve as a base, and their bytes.
+#[derive(Debug, Default)]
+pub struct Candidates {
+    /// In the order of their bytes.
+    pub blocks: Vec<BlockIndex>,
+    /// Their bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A delta frame and its bases.
+#[derive(Debug)]
+pub struct Delta {
+    /// The frame's bytes.
+    pub frame: Vec<u8>,
+    /// What it needs.
+    pub bases: Vec<BlockRange>,
+}
+
+/// Encodes `new` as the content of `bin` against the candidates; `None` if they have nothing to
+/// give.
+pub fn encode(
+    seeds: &mut Seeds,
+    bin: Bin,
+    new: &[u8],
+    candidates: &Candidates,
+    level: i32,
+) -> Option<Delta> {
+    let copies = find_copies(seeds, &candidates.bytes, new);
+    let (copies, used) = choose_base(copies, &candidates.blocks, new, &candidates.bytes);
+    if used.is_empty() {
+        return None;
+    }
+    let mut bases: Vec<BlockRange> = Vec::new();
+    let mut bytes = Vec::with_capacity(used.len() * BLOCK);
+    // Where each candidate block lies in the base that is left.
+    let mut moved = BTreeMap::new();
+    for position in used {
+        let block = candidates.blocks[position];
+        match bases.last_mut() {
+            Some(last) if last.end() == block => last.count += 1,
+            _ => bases.push(BlockRange::new(block, 1)),
+        }
+        moved.insert(position, bytes.len());
+        bytes.extend_from_slice(&candidates.bytes[position * BLOCK..(position + 1) * BLOCK]);
+    }
+    let copies: Vec<Copy> = copies
+        .into_iter()
+        .map(|copy| Copy { base: moved[&(copy.base / BLOCK)] + copy.base % BLOCK, ..copy })
+        .collect();
+    let mut best: Option<Vec<u8>> = None;
+    for carry in [false, true] {
+        let streams = streams(&copies, &bytes, new, carry);
+        let len = new.len();
+        if streams.control.len() > FRAME_CONTROL_BYTES_MAX
+            || streams.gaps.len() > len
+            || streams.values.len() + streams.literals.len() > len
+        {
+            continue;
+        }
+        let frame = encode_delta(bin, &streams, Some(&bytes), level);
+        if best.as_ref().is_none_or(|best| frame.len() < best.len()) {
+            best = Some(frame);
+        }
+    }
+    Some(Delta { frame: best?, bases })
+}
+
+/// Keeps the copies whose blocks are worth it, within the bounds of a base: the copies, and the
+/// positions of the candidates that they need.
+fn choose_base(
+    copies: Vec<Copy>,
+    blocks: &[BlockIndex],
+    new: &[u8],
+    base: &[u8],
+) -> (Vec<Copy>, Vec<usize>) {
+    let gain = |copy: &Copy| {
+        let pair = new[copy.new..copy.new + copy.len].iter().zip(&base[copy.base..]);
+        pair.filter(|(a, b)| a == b).count()
+    };
+    let positions = |copy: &Copy| copy.base / BLOCK..=(copy.base + copy.len - 1) / BLOCK;
+    let mut gains: BTreeMap<usize, usize> = BTreeMap::new();
+    for copy in &copies {
+        let gain = gain(copy) / positions(copy).count();
+        for position in positions(copy) {
+            *gains.entry(position).or_default() += gain;
+        }
+    }
+    // Extents of candidates that are used, with what they give.
+    let mut extents: Vec<(usize, usize, usize)> = Vec::new();
+    for (position, gain) in gains {
+        match extents.last_mut() {
+            Some((_, last, sum))
+                if blocks[position].0.wrapping_sub(blocks[*last].0)
+                    == (position - *last) as u64
+                    && (position - *last) as u64 <= GAP_BLOCKS_MAX + 1 =>
+            {
+                *last = position;
+                *sum += gain;
+            }
+            _ => extents.push((position, position, gain)),
+        }
+    }
+    extents.sort_by_key(|(first, _, gain)| (std::cmp::Reverse(*gain), *first));
+    let mut room = FRAME_BASE_BLOCKS_MAX as usize;
+    extents.retain(|(first, last, gain)| {
+        let count = last - first + 1;
+        let kept = *gain >= EXTENT_BYTES_MIN && count <= room;
+        if kept {
+            room -= count;
+        }
+        kept
+    });
+    extents.truncate(FRAME_BASE_EXTENTS_MAX);
+    extents.sort_unstable();
+    let mut used: Vec<usize> = extents.iter().flat_map(|(first, last, _)| *first..=*last).collect();
+    used.dedup();
+    let held = |position: usize| used.binary_search(&position).is_ok();
+    let mut copies = copies;
+    copies.retain(|copy| positions(copy).all(held));
+    (copies, used)
+}
+
+fn streams(copies: &[Copy], base: &[u8], new: &[u8], carry: bool) -> DeltaStreams {
+    let mut streams = DeltaStreams { carry, ..DeltaStreams::default() };
+    let (mut at, mut base_at, mut gap) = (0, 0, 0u64);
+    for copy in copies {
+        streams.literals.extend_from_slice(&new[at..copy.new]);
+        let distance = copy.base as i64 - base_at as i64;
+        streams.push((copy.new - at) as u64, copy.len as u64, distance);
+        at = copy.new + copy.len;
+        base_at = copy.base + copy.len;
+        let pair = (&base[copy.base..base_at], &new[copy.new..at]);
+        gap = changes(&mut streams, pair, gap);
+    }
+    if at < new.len() {
+        streams.literals.extend_from_slice(&new[at..]);
+        streams.push((new.len() - at) as u64, 0, 0);
+    }
+    streams
+}
+
+/// Adds what differs between a copy's base and its new bytes, `gap` copied bytes behind the last
+/// change; gives the copied bytes behind this copy's last one.
+fn changes(streams: &mut DeltaStreams, (base, new): (&[u8], &[u8]), mut gap: u64) -> u64 {
+    // What a decoder has made of the base so far.
+    let mut made = base.to_vec();
+    for i in 0..made.len() {
+        let value = new[i].wrapping_sub(made[i]);
+        if value == 0 {
+            gap += 1;
+            continue;
+        }
+        streams.change(gap, value);
+        gap = 0;
+        if streams.carry {
+            add_carrying(&mut made[i..], value);
+        }
+    }
+    gap
+}

@@ -1,0 +1,203 @@
+//! Finding what of a run's new bytes is, byte for byte or nearly, in its base.
+//!
+//! Seeds are pieces of eight bytes, hashed at every fourth byte of the base. A match is a diagonal:
+//! a distance between base and new bytes that is kept, through scattered bytes that differ, until
+//! another diagonal explains what follows clearly better. Code whose addresses moved stays on its
+//! diagonal; what was inserted or removed changes it.
+//!
+//! ```text
+//! new     ....aaaaaXaaaaXaaa......bbbbbbYbbbb....
+//! base  ..aaaaaUaaaaVaaa..    bbbbbbWbbbb       X, Y: changes, within the copy
+//! ```
+
+/// Bytes of a seed.
+const SEED_BYTES: usize = 8;
+/// Distance of two seeds of the base.
+const SEED_STEP: usize = 4;
+/// Seeds of one hash that are tried.
+const CANDIDATES_MAX: usize = 12;
+/// Shortest exact match that can begin a diagonal.
+const MATCH_BYTES_MIN: usize = 12;
+/// So many bytes more than the diagonal that is followed must a new one explain.
+const BETTER_BYTES_MIN: usize = 8;
+/// Equal bytes on a diagonal behind which nothing else is tried.
+const GOOD_BYTES: usize = 24;
+
+/// Bytes of the new content that come from the base, some of them changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copy {
+    /// First byte in the new content.
+    pub new: usize,
+    /// First byte in the base.
+    pub base: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// The seeds of one base. Kept between bases for its memory.
+#[derive(Default)]
+pub struct Seeds {
+    heads: Vec<u32>,
+    next: Vec<u32>,
+    shift: u32,
+}
+
+impl Seeds {
+    /// Indexes a base.
+    fn index(&mut self, base: &[u8]) {
+        let count = base.len() / SEED_STEP;
+        let bits = (count.max(256)).next_power_of_two().trailing_zeros().min(20);
+        self.shift = u64::BITS - bits;
+        self.heads.clear();
+        self.heads.resize(1 << bits, 0);
+        self.next.clear();
+        self.next.resize(count + 1, 0);
+        // From behind, so that the first of equal seeds is tried first.
+        for position in (0..count).rev() {
+            let Some(seed) = seed(base, position * SEED_STEP) else { continue };
+            let slot = self.slot(seed);
+            self.next[position] = self.heads[slot];
+            self.heads[slot] = position as u32 + 1;
+        }
+    }
+
+    fn slot(&self, seed: u64) -> usize {
+        (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
+    }
+
+    /// The longest exact match of what begins at `at` in `new`: where in the base, how long.
+    fn longest(&self, base: &[u8], new: &[u8], at: usize) -> (usize, usize) {
+        let Some(seed) = seed(new, at) else { return (0, 0) };
+        let mut best = (0, 0);
+        let mut candidate = self.heads[self.slot(seed)];
+        for _ in 0..CANDIDATES_MAX {
+            let Some(position) = candidate.checked_sub(1) else { break };
+            let start = position as usize * SEED_STEP;
+            let len = equal_bytes(&base[start..], &new[at..]);
+            if len > best.1 {
+                best = (start, len);
+            }
+            candidate = self.next[position as usize];
+        }
+        best
+    }
+}
+
+/// The seed at a byte; `None` where there are not enough bytes or all are alike.
+fn seed(bytes: &[u8], at: usize) -> Option<u64> {
+    let seed = u64::from_le_bytes(*bytes.get(at..)?.first_chunk::<SEED_BYTES>()?);
+    // Zeros and filling are everywhere: no seed leads anywhere from them.
+    (seed != seed.rotate_left(8)).then_some(seed)
+}
+
+/// Equal bytes at the beginning of both.
+fn equal_bytes(a: &[u8], b: &[u8]) -> usize {
+    let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+    let mut len = 0;
+    for (a, b) in words {
+        let differ = u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
+        if differ != 0 {
+            return len + differ.trailing_zeros() as usize / 8;
+        }
+        len += 8;
+    }
+    len + a[len..].iter().zip(&b[len..]).take_while(|(a, b)| a == b).count()
+}
+
+/// The copies that make up most of `new`, ascending and apart from each other.
+pub fn find_copies(seeds: &mut Seeds, base: &[u8], new: &[u8]) -> Vec<Copy> {
+    seeds.index(base);
+    let starts = follow_diagonals(seeds, base, new);
+    extend(&starts, base, new)
+}
+
+/// Where diagonals begin: (byte of the new content, byte of the base).
+fn follow_diagonals(seeds: &Seeds, base: &[u8], new: &[u8]) -> Vec<(usize, usize)> {
+    let mut starts: Vec<(usize, usize)> = Vec::new();
+    let mut at = 0;
+    while at < new.len() {
+        let followed = starts.last().map(|(start, from)| from + (at - start));
+        let on_diagonal = followed.filter(|from| *from < base.len());
+        let good = on_diagonal.map_or(0, |from| equal_bytes(&base[from..], &new[at..]));
+        if good >= GOOD_BYTES {
+            at += good;
+            continue;
+        }
+        let (from, len) = seeds.longest(base, new, at);
+        if len < MATCH_BYTES_MIN || Some(from) == on_diagonal {
+            at += good.max(1);
+            continue;
+        }
+        let explained = on_diagonal.map_or(0, |followed| {
+            let (base, new) = (&base[followed..], &new[at..at + len]);
+            base.iter().zip(new).filter(|(a, b)| a == b).count()
+        });
+        if len >= explained + BETTER_BYTES_MIN {
+            starts.push((at, from));
+            at += len;
+        } else {
+            at += 1;
+        }
+    }
+    starts
+}
+
+/// Extends each diagonal forwards and backwards while more bytes agree than not, and divides what
+/// two neighbours both explain.
+fn extend(starts: &[(usize, usize)], base: &[u8], new: &[u8]) -> Vec<Copy> {
+    let mut copies: Vec<Copy> = Vec::with_capacity(starts.len());
+    let mut low = 0;
+    for (i, (start, from)) in starts.iter().enumerate() {
+        let high = starts.get(i + 1).map_or(new.len(), |next| next.0);
+        let back = backward(&base[..*from], &new[low..*start]);
+        let forward = forward(&base[*from..], &new[*start..high]);
+        let mut copy = Copy { new: start - back, base: from - back, len: back + forward };
+        if let Some(last) = copies.last_mut()
+            && last.new + last.len > copy.new
+        {
+            divide(last, &mut copy, base, new);
+        }
+        low = *start;
+        copies.push(copy);
+    }
+    copies.retain(|copy| copy.len > 0);
+    copies
+}
+
+/// How many bytes forwards keep the balance of equal over unequal ones highest.
+fn forward(base: &[u8], new: &[u8]) -> usize {
+    best_prefix(base.iter().zip(new).map(|(a, b)| a == b))
+}
+
+fn backward(base: &[u8], new: &[u8]) -> usize {
+    best_prefix(base.iter().rev().zip(new.iter().rev()).map(|(a, b)| a == b))
+}
+
+fn best_prefix(equal: impl Iterator<Item = bool>) -> usize {
+    let (mut balance, mut best, mut len) = (0i64, 0, 0);
+    for (i, equal) in equal.enumerate() {
+        balance += if equal { 1 } else { -1 };
+        if balance > best {
+            (best, len) = (balance, i + 1);
+        }
+    }
+    len
+}
+
+/// Cuts the overlap of two copies where most bytes agree in all.
+fn divide(left: &mut Copy, right: &mut Copy, base: &[u8], new: &[u8]) {
+    let overlap = left.new + left.len - right.new;
+    let (left_at, right_at) = (left.base + (right.new - left.new), right.base);
+    let (mut balance, mut best, mut cut) = (0i64, 0, 0);
+    for i in 0..overlap {
+        let byte = new[right.new + i];
+        balance += i64::from(base[left_at + i] == byte) - i64::from(base[right_at + i] == byte);
+        if balance > best {
+            (best, cut) = (balance, i + 1);
+        }
+    }
+    left.len -= overlap - cut;
+    right.new += cut;
+    right.base += cut;
+    right.len -= cut;
+}

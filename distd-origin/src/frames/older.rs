@@ -1,0 +1,134 @@
+//! What older releases offer as bases, and which of it to try for one new run.
+
+use std::collections::BTreeMap;
+
+use distd_core::limits::BLOCK_BYTES;
+use distd_core::unit::{BlockIndex, BlockRange};
+use rayon::prelude::*;
+
+use super::anchors::Anchors;
+use super::delta::Candidates;
+
+/// Blocks of a region: what anchors point to.
+const REGION_BLOCKS: u64 = 8;
+/// Regions that are read at once when anchors are made.
+const READ_REGIONS: u64 = 64;
+/// Blocks that are tried as a base for one run, before the useless ones are dropped.
+const CANDIDATES_MAX: usize = 512;
+/// Anchors that a region must share with the run to be tried.
+const SHARED_MIN: u32 = 2;
+
+/// Reads older blocks.
+pub trait OlderBlocks: Sync {
+    /// Why they cannot be read.
+    type Error: Send;
+
+    /// Reads blocks; `out` is as long as they are.
+    fn read(&self, blocks: BlockRange, out: &mut [u8]) -> Result<(), Self::Error>;
+}
+
+/// New blocks, and the older ones at the same place of the same file (or of one of that name).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint {
+    /// The new blocks.
+    pub new: BlockRange,
+    /// Older blocks to try for them.
+    pub older: BlockRange,
+}
+
+/// All blocks that new runs may be compared with.
+pub struct Older<'a, B: OlderBlocks> {
+    blocks: &'a B,
+    /// Sorted and apart, with the number of each one's first region.
+    ranges: Vec<(BlockRange, u32)>,
+    anchors: Anchors,
+    /// By the new blocks.
+    hints: Vec<Hint>,
+}
+
+impl<'a, B: OlderBlocks> Older<'a, B> {
+    /// Reads all of `ranges` (sorted, apart) once and remembers where what lies.
+    pub fn new(
+        blocks: &'a B,
+        ranges: &[BlockRange],
+        mut hints: Vec<Hint>,
+    ) -> Result<Self, B::Error> {
+        let mut regions = 0;
+        let numbered = ranges.iter().map(|range| {
+            let first = regions;
+            regions += range.count.div_ceil(REGION_BLOCKS) as u32;
+            (*range, first)
+        });
+        let ranges: Vec<_> = numbered.collect();
+        let bytes = ranges.iter().map(|(range, _)| range.byte_len()).sum();
+        let anchors = Anchors::new(bytes);
+        let parts: Vec<(BlockRange, u32)> = ranges
+            .iter()
+            .flat_map(|(range, first)| {
+                let step = READ_REGIONS * REGION_BLOCKS;
+                (0..range.count).step_by(step as usize).map(move |at| {
+                    let start = BlockIndex(range.start.0 + at);
+                    let part = BlockRange::new(start, step.min(range.count - at));
+                    (part, first + (at / REGION_BLOCKS) as u32)
+                })
+            })
+            .collect();
+        parts.par_iter().try_for_each_init(Vec::new, |buffer, (part, first)| {
+            buffer.resize(part.byte_len() as usize, 0);
+            blocks.read(*part, buffer)?;
+            for (i, region) in buffer.chunks((REGION_BLOCKS * BLOCK_BYTES) as usize).enumerate() {
+                anchors.insert(first + i as u32, region);
+            }
+            Ok(())
+        })?;
+        hints.sort_unstable_by_key(|hint| (hint.new, hint.older));
+        Ok(Self { blocks, ranges, anchors, hints })
+    }
+
+    /// What to try for the blocks of a new run.
+    pub fn candidates(&self, run: BlockRange, bytes: &[u8]) -> Result<Candidates, B::Error> {
+        let mut chosen: BTreeMap<BlockIndex, ()> = BTreeMap::new();
+        let room = |chosen: &BTreeMap<_, _>| CANDIDATES_MAX - chosen.len().min(CANDIDATES_MAX);
+        let from = self.hints.partition_point(|hint| hint.new.end() <= run.start);
+        for hint in self.hints[from..].iter().take_while(|hint| hint.new.start < run.end()) {
+            // Half is left for what anchors find.
+            let half = room(&chosen).saturating_sub(CANDIDATES_MAX / 2);
+            chosen.extend(hint.older.iter().take(half).map(|block| (block, ())));
+        }
+        for region in self.shared_regions(bytes) {
+            let Some(blocks) = self.region_blocks(region) else { continue };
+            if room(&chosen) < blocks.count as usize {
+                break;
+            }
+            chosen.extend(blocks.iter().map(|block| (block, ())));
+        }
+        let blocks: Vec<BlockIndex> = chosen.into_keys().collect();
+        let mut content = vec![0; blocks.len() * BLOCK_BYTES as usize];
+        let mut rest = content.as_mut_slice();
+        for extent in blocks.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let extent = BlockRange::new(extent[0], extent.len() as u64);
+            let (out, after) = rest.split_at_mut(extent.byte_len() as usize);
+            self.blocks.read(extent, out)?;
+            rest = after;
+        }
+        Ok(Candidates { blocks, bytes: content })
+    }
+
+    /// Regions that share anchors with the bytes, those that share most first.
+    fn shared_regions(&self, bytes: &[u8]) -> Vec<u32> {
+        let mut shared: BTreeMap<u32, u32> = BTreeMap::new();
+        self.anchors.find(bytes, |region| *shared.entry(region).or_default() += 1);
+        let mut regions: Vec<(u32, u32)> =
+            shared.into_iter().filter(|(_, count)| *count >= SHARED_MIN).collect();
+        regions.sort_by_key(|(region, count)| (std::cmp::Reverse(*count), *region));
+        regions.into_iter().map(|(region, _)| region).collect()
+    }
+
+    fn region_blocks(&self, region: u32) -> Option<BlockRange> {
+        let after = self.ranges.partition_point(|(_, first)| *first <= region);
+        let (range, first) = self.ranges.get(after.checked_sub(1)?)?;
+        let at = u64::from(region - first) * REGION_BLOCKS;
+        let count = REGION_BLOCKS.min(range.count.checked_sub(at)?);
+        Some(BlockRange::new(BlockIndex(range.start.0 + at), count))
+    }
+}
