@@ -41,3 +41,13 @@ fn seeds_of_datagrams_are_read_or_refused() {
 fn seeds_of_options_are_read_or_refused() {
     assert_eq!(replay("options", checks::options), (8, 9));
 }
+
+#[test]
+fn seeds_of_frames_are_decoded_or_refused() {
+    assert_eq!(replay("frame", checks::frame), (7, 12));
+}
+
+#[test]
+fn seeds_of_frame_indexes_are_read_or_refused() {
+    assert_eq!(replay("index", checks::index), (5, 11));
+}

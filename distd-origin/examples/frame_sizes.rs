@@ -111,7 +111,7 @@ fn main() {
     let older = Older::new(&memory, &ranges, hints).unwrap_or_else(|never| match never {});
     println!("anchors {:?}", begun.elapsed());
     let begun = Instant::now();
-    let first = old_blocks * BLOCK_BYTES >> 18;
+    let first = (old_blocks * BLOCK_BYTES) >> 18;
     let sums: Vec<[usize; 6]> = new
         .par_chunks_exact(1 << 18)
         .enumerate()

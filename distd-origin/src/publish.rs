@@ -1,8 +1,10 @@
 //! Publishing: a tree becomes a release, or nothing happens at all.
 
 mod error;
+mod hints;
 mod profile;
 mod report;
+mod section;
 mod source;
 mod target;
 
@@ -12,26 +14,30 @@ use std::path::Path;
 use distd_core::head::{Section, Track, check_label};
 use distd_core::limits::{BLOCK_BYTES, MESSAGE_BYTES_MAX, MUNRO_BYTES, RELEASES_MAX};
 use distd_core::manifest::{Access, Catalog, CatalogItem, Profile, Release, Timestamp, Totals};
-use distd_core::store::{Appender, OriginLog};
-use distd_core::unit::{BlockRange, ByteRange};
+use distd_core::store::OriginLog;
+use distd_core::unit::{BlockIndex, BlockRange, ByteRange, MunroIndex};
 
 use crate::behind;
 use crate::catch_up::catch_up;
 use crate::content::{Piece, read_files};
 use crate::dedup::FilePlan;
+use crate::frames::maker::Maker;
+use crate::frames::older::{Hint, Older};
 use crate::history::{History, file_blocks, merge, missing_blocks};
 use crate::index::{Coverage, Epoch, Index, IndexError, Tables};
 use crate::metadata::{Layout, Tree};
 use crate::repo::Repo;
 use crate::scan::{FileIndex, Scan, check_directories, scan};
-use crate::seal::{Statement, moved, now, seal};
+use crate::seal::{Statement, moved, now, seal, signing_time};
 use crate::stat_cache::{KnownContent, StatCache};
 
+pub use crate::frames::maker::{LEVEL_DEFAULT, LEVEL_MAX};
 pub use error::PublishError;
 pub use report::{Exposed, PublishReport, Step};
 
+use hints::NewFile;
 use source::Source;
-use target::{LogBlocks, MetadataArea, Target};
+use target::{ByteArea, LogBlocks, Target};
 
 /// What to publish, and as what.
 #[derive(Debug)]
@@ -48,6 +54,8 @@ pub struct PublishOptions<'a> {
     pub dry_run: bool,
     /// What the release is first used for, as recorded on a mount.
     pub profile: &'a [Access],
+    /// zstd level of the frames, 1 to [`LEVEL_MAX`].
+    pub level: i32,
 }
 
 /// Publishes, or says why not. `progress` is called from this thread.
@@ -108,6 +116,24 @@ fn check_new(history: &History, options: &PublishOptions<'_>) -> Result<(), Publ
     Ok(())
 }
 
+/// What is in section P of the new epoch, and what it says.
+struct Content {
+    plain: Section,
+    track: Track,
+    catalog: ByteRange,
+}
+
+/// What the new release is compared with.
+#[derive(Default)]
+struct Basis {
+    /// The track's release before.
+    previous: Option<Release>,
+    /// All its blocks.
+    held: Vec<BlockRange>,
+    /// Bytes of older blocks that the new release needs and the one before does not hold.
+    returning_bytes: u64,
+}
+
 /// Everything that one publish works with.
 struct Publication<'a> {
     repo: &'a Repo,
@@ -140,9 +166,15 @@ impl Publication<'_> {
         check_directories(&self.source.root, self.scan)?;
         let tree = Tree { scan: self.scan, contents: &contents };
         let layout = Self::lay_out(&tree, &tables, metadata_start)?;
-        self.fill_report(&mut report, target.log(), &tree, &layout, new_blocks, metadata_start)?;
-        let Target::Append(mut appender) = target else { return Ok(report) };
-        let committed = appender.log().committed();
+        let basis = self.fill_report(
+            &mut report,
+            target.log(),
+            &tree,
+            &layout,
+            new_blocks,
+            metadata_start,
+        )?;
+        let committed = target.log().committed();
         let mut coverage = Coverage {
             munros: committed.map_or(0, |commit| commit.munros),
             hash: committed.map(|commit| commit.newest.hash()),
@@ -150,14 +182,19 @@ impl Publication<'_> {
         };
         if report.changed {
             let totals = tree.totals(report.new_bytes + report.metadata_bytes);
-            let statement =
-                self.write_metadata(&tree, &layout, totals, plain_munro, &tables, &mut appender)?;
+            let content =
+                self.write_metadata(&tree, &layout, totals, plain_munro, &tables, &mut target)?;
+            let plain_start = MunroIndex(plain_munro).blocks().start;
+            let hints =
+                self.hints(target.log(), basis.previous.as_ref(), &contents, plain_start)?;
+            let statement = self.write_frames(&mut target, content, &basis, hints, &mut report)?;
+            let Target::Append(appender) = target else { return Ok(report) };
             (self.progress)(Step::Seal);
             let commit = seal(appender, self.repo, self.history, statement)?;
             report.munros = commit.munros;
             coverage.munros = commit.munros;
             coverage.hash = Some(commit.newest.hash());
-        } else if report.read_bytes == 0 || new_blocks > 0 {
+        } else if self.options.dry_run || report.read_bytes == 0 || new_blocks > 0 {
             return Ok(report);
         }
         // The release stands, or nothing but the states of files is new: what fails from here on is
@@ -251,7 +288,7 @@ impl Publication<'_> {
         layout: &Layout,
         new_blocks: u64,
         metadata_start: u64,
-    ) -> Result<(), PublishError> {
+    ) -> Result<Basis, PublishError> {
         let Totals { files, directories, others, bytes, .. } = tree.totals(0);
         report.files = files;
         report.directories = directories;
@@ -264,7 +301,7 @@ impl Publication<'_> {
         report.munros = log.committed().map_or(0, |commit| commit.munros);
         if !report.changed {
             report.version = previous.map_or(String::new(), |release| release.version);
-            return Ok(());
+            return Ok(Basis::default());
         }
         report.new_bytes = new_blocks * BLOCK_BYTES;
         report.metadata_bytes = layout.end - metadata_start;
@@ -276,8 +313,63 @@ impl Publication<'_> {
             held = file_blocks(log, previous)?;
             held.extend(&previous.metadata);
         }
-        report.update_bytes = missing_blocks(&merge(wanted), &merge(held)) * BLOCK_BYTES;
-        Ok(())
+        let held = merge(held);
+        let wanted = merge(wanted);
+        report.update_bytes = missing_blocks(&wanted, &held) * BLOCK_BYTES;
+        let new_bytes = layout.end.next_multiple_of(BLOCK_BYTES) - metadata_start;
+        let new_bytes = report.new_bytes + new_bytes;
+        let returning_bytes = report.update_bytes.saturating_sub(new_bytes);
+        Ok(Basis { previous, held, returning_bytes })
+    }
+
+    /// Which older blocks to try first for the files' new ones.
+    fn hints(
+        &self,
+        log: &OriginLog,
+        previous: Option<&Release>,
+        contents: &[KnownContent],
+        first: BlockIndex,
+    ) -> Result<Vec<Hint>, PublishError> {
+        let Some(previous) = previous else { return Ok(Vec::new()) };
+        let new = |known: &&(usize, &KnownContent)| {
+            known.1.extents.data().any(|blocks| blocks.start >= first)
+        };
+        let contents: Vec<_> = contents.iter().enumerate().collect();
+        let files: Vec<NewFile<'_>> = contents
+            .iter()
+            .filter(new)
+            .map(|(index, known)| NewFile {
+                path: self.scan.file_path(FileIndex(*index as u32)).0,
+                extents: &known.extents,
+            })
+            .collect();
+        Ok(hints::hints(log, previous, &files, first)?)
+    }
+
+    /// Writes section F.
+    fn write_frames(
+        &self,
+        target: &mut Target,
+        content: Content,
+        basis: &Basis,
+        hints: Vec<Hint>,
+        report: &mut PublishReport,
+    ) -> Result<Statement, PublishError> {
+        let Content { plain, track, catalog } = content;
+        let (key, time) = (self.repo.key()?, signing_time());
+        // What is compared with is read through a second handle: the appender is written to meanwhile.
+        let log = self.repo.log()?;
+        let older = match &basis.previous {
+            Some(_) => Some(Older::new(&log, &basis.held, hints)?),
+            None => None,
+        };
+        let maker = Maker { older, level: self.options.level };
+        let epoch = section::Epoch { plain, key: &key, time };
+        let written = section::write(target, &maker, &epoch, self.progress)?;
+        report.frame_bytes = written.section.bytes;
+        report.update_bytes = written.update_bytes + basis.returning_bytes;
+        let frames = Some(written.section);
+        Ok(Statement { plain, frames, epochs: written.epochs, time, track, catalog })
     }
 
     /// Writes new nodes, the release record and the catalog.
@@ -288,9 +380,9 @@ impl Publication<'_> {
         totals: Totals,
         plain_munro: u64,
         tables: &Tables<'_>,
-        appender: &mut Appender,
-    ) -> Result<Statement, PublishError> {
-        let mut area = MetadataArea::new(appender);
+        target: &mut Target,
+    ) -> Result<Content, PublishError> {
+        let mut area = ByteArea::new(target);
         // The same decisions again: what the layout counts as new is not taken from the index.
         let new: std::collections::HashSet<[u8; 32]> =
             layout.new_nodes.iter().map(|(hash, _)| *hash).collect();
@@ -330,6 +422,6 @@ impl Publication<'_> {
         let plain =
             Section { munro: plain_munro, bytes: end.byte_offset() - plain_munro * MUNRO_BYTES };
         let (name, version) = (self.options.track.to_owned(), self.options.version.to_owned());
-        Ok(Statement { plain, track: Track { name, version, release }, catalog })
+        Ok(Content { plain, track: Track { name, version, release }, catalog })
     }
 }

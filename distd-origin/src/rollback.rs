@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::behind;
 use crate::history::{History, HistoryError};
 use crate::repo::{Repo, RepoError};
-use crate::seal::{SealError, Statement, seal};
+use crate::seal::{SealError, Statement, seal, signing_time};
 
 /// What a rollback came to.
 #[derive(Debug, Serialize)]
@@ -63,6 +63,9 @@ pub fn rollback(repo: &Repo, track: &str, version: &str) -> Result<RollbackRepor
     if report.changed {
         let statement = Statement {
             plain: Section { munro: head.munros, bytes: 0 },
+            frames: None,
+            epochs: head.epochs,
+            time: signing_time(),
             track: Track {
                 name: item.track.clone(),
                 version: item.version.clone(),

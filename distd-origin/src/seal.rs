@@ -41,6 +41,12 @@ pub enum SealError {
 pub struct Statement {
     /// Section P.
     pub plain: Section,
+    /// Section F, if there is one.
+    pub frames: Option<Section>,
+    /// The list of epochs with frames.
+    pub epochs: ByteRange,
+    /// When the munros are signed.
+    pub time: NtpTime,
     /// The track that moves, and where to.
     pub track: Track,
     /// The list of releases.
@@ -55,25 +61,24 @@ pub fn seal(
     statement: Statement,
 ) -> Result<Commit, SealError> {
     let key = repo.key()?;
-    let Statement { plain, track, catalog } = statement;
+    let Statement { plain, frames, epochs, time, track, catalog } = statement;
     let tracks = moved(history, &track)?;
     appender.begin_section()?;
-    let (seconds, nanoseconds) = now();
-    appender.seal(&key, NtpTime::from_unix(seconds, nanoseconds), |sealing| {
+    appender.seal(&key, time, |sealing| {
         let last = sealing.munros - 1;
         let previous = previous(history, sealing)?;
         let head = Head {
             munros: sealing.munros,
             sections: Sections {
                 plain,
-                frames: Section { munro: last, bytes: 0 },
+                frames: frames.unwrap_or(Section { munro: last, bytes: 0 }),
                 head: Section { munro: last, bytes: MUNRO_BYTES },
             },
             peaks: sealing.frontier.peaks().to_vec(),
             previous,
             tracks,
             catalog,
-            epochs: ByteRange { offset: 0, len: 0 },
+            epochs,
             validity_s: repo.validity_s(),
             recovery_key: repo.recovery_key(),
         };
@@ -101,6 +106,12 @@ pub fn moved(history: &History, track: &Track) -> Result<Vec<Track>, SealError> 
         Err(at) => tracks.insert(at, track.clone()),
     }
     Ok(tracks)
+}
+
+/// The time to sign with.
+pub fn signing_time() -> NtpTime {
+    let (seconds, nanoseconds) = now();
+    NtpTime::from_unix(seconds, nanoseconds)
 }
 
 /// Seconds and nanoseconds since the Unix epoch.

@@ -187,3 +187,167 @@ proptest! {
         }
     }
 }
+
+/// Bytes that no frame may come near to making.
+fn endless() -> Vec<u8> {
+    let mut packed = vec![0; 64 << 10];
+    let zeros = vec![0; 64 << 20];
+    let mut context = CCtx::create();
+    let len = context.compress2(&mut packed[..], &zeros).expect("zeros are small");
+    packed.truncate(len);
+    packed
+}
+
+/// A delta frame with these lengths in its header and this behind it.
+fn crafted(bin: Bin, kind: u8, lengths: [u64; 8], content: &[u8]) -> Vec<u8> {
+    let mut frame = vec![kind];
+    bytes::put_varint(&mut frame, bin.uid());
+    for len in lengths {
+        bytes::put_varint(&mut frame, len);
+    }
+    frame.extend_from_slice(content);
+    frame
+}
+
+#[test]
+fn a_thousand_hostile_frames_are_refused_by_name() {
+    let old = content(1);
+    let bin = Bin::new(FULL_FRAME_LAYER, MUNRO.0 * 16 + 1);
+    let (len, base) = (bin.byte_len(), part(bin, &old));
+    let bases = vec![BlockRange::new(BlockIndex(64), 16)];
+    let bomb = endless();
+    // (frame, with bases)
+    let mut cases: Vec<(Vec<u8>, bool)> = Vec::new();
+    // Lying sizes, with nothing, something and endless output behind them.
+    let sizes = [0, 1, 3, len - 1, len, len + 1, 1 << 20, 1 << 32, 1 << 63, u64::MAX];
+    for field in 0..8 {
+        for size in sizes {
+            for rest in [&[][..], &[7; 40], &bomb] {
+                for honest in [0, 40, rest.len() as u64] {
+                    let mut lengths = [0, 0, 0, 0, 0, 0, honest, honest];
+                    lengths[field] = size;
+                    cases.push((crafted(bin, DELTA, lengths, rest), true));
+                }
+            }
+        }
+    }
+    // Endless output as every stream, and as a full frame.
+    for stream in 0..4 {
+        for kind in [DELTA, DELTA | PREFIX, DELTA | CARRY] {
+            let mut lengths = [0; 8];
+            lengths[2 * stream] = len;
+            lengths[2 * stream + 1] = bomb.len() as u64;
+            cases.push((crafted(bin, kind, lengths, &bomb), true));
+        }
+    }
+    cases.push((crafted(bin, 0, [0; 8], &bomb), false));
+    // Unknown kinds; full frames with bases and delta frames without.
+    let honest = encode_delta(bin, &streams(bin), None, 3);
+    let full = encode_full(&mut CCtx::create(), bin, base, 3).expect("smaller");
+    cases.extend((1..=255).map(|kind| ([&[kind], &full[1..]].concat(), false)));
+    cases.extend((8..=255).map(|kind| ([&[kind], &honest[1..]].concat(), true)));
+    cases.push((full.clone(), true));
+    cases.push((honest.clone(), false));
+    // A valid frame for another run: of this munro, of others, of other layers.
+    for other in (0..64).map(|at| Bin::new(FULL_FRAME_LAYER, at)).filter(|other| *other != bin) {
+        cases.push((encode_delta(other, &streams(bin), None, 3), true));
+    }
+    // Copies from outside the base, beyond the run, and without end.
+    for (literal, copied, distance) in [
+        (0, len, 1),
+        (0, len, -1),
+        (0, len + 1, 0),
+        (0, u64::MAX, 0),
+        (u64::MAX, 1, 0),
+        (1, len, 0),
+        (0, 1, i64::MAX),
+        (0, 1, i64::MIN),
+        (0, 0, i64::MAX),
+        (0, len - 1, 0),
+    ] {
+        let mut streams = DeltaStreams::default();
+        streams.push(literal, copied, distance);
+        cases.push((encode_delta(bin, &streams, None, 3), true));
+        streams.push(literal, copied, distance);
+        cases.push((encode_delta(bin, &streams, None, 3), true));
+    }
+    // Changes behind the last byte, gaps without values, values without gaps.
+    for (gaps, values) in [(vec![0xff, 0x7f], vec![1]), (vec![1; 3], vec![]), (vec![], vec![1; 3])]
+    {
+        let mut streams = DeltaStreams { gaps, values, ..DeltaStreams::default() };
+        streams.push(0, len, 0);
+        streams.gaps.extend([0xff, 0xff, 0x7f]);
+        cases.push((encode_delta(bin, &streams, None, 3), true));
+    }
+    // Cut off anywhere.
+    cases.extend((0..honest.len()).map(|end| (honest[..end].to_vec(), true)));
+    cases.extend((0..full.len()).step_by(7).map(|end| (full[..end].to_vec(), false)));
+    assert!(cases.len() >= 1000, "{} cases", cases.len());
+    let mut decoder = FrameDecoder::new();
+    for (i, (frame, delta)) in cases.iter().enumerate() {
+        let bases = if *delta { bases.clone() } else { Vec::new() };
+        let given: &[u8] = if *delta { base } else { &[] };
+        let refused = decoder.decode(&entry(bin, frame.len(), bases), frame, given);
+        let error =
+            refused.expect_err(&format!("case {i}: {:02x?}", &frame[..frame.len().min(40)]));
+        assert!(error.to_string().contains(&format!("frame of bin {bin} at byte")), "{error}");
+    }
+    // More or fewer bytes than the index says, of the frame or of its bases.
+    let listed = entry(bin, honest.len(), bases);
+    assert!(decoder.decode(&listed, &honest[1..], base).is_err());
+    assert!(decoder.decode(&listed, &honest, &base[1..]).is_err());
+    assert!(decoder.decode(&listed, &honest, base).is_ok());
+}
+
+#[test]
+fn records_of_impossible_frames_are_refused() {
+    let bytes = content(1);
+    let (munro, hashes) = signed(&bytes, DELTA_FRAME_LAYER);
+    let bin = Bin::new(DELTA_FRAME_LAYER, MUNRO.0 * 4 + 2);
+    let run = bin.blocks().expect("blocks");
+    let base = |start: u64, count: u64| BlockRange::new(BlockIndex(start), count);
+    let range = |offset: u64, len: u64| ByteRange { offset, len };
+    let sound = FrameEntry { bin, range: range(4 << 20, 100), bases: vec![base(0, 3)] };
+    let read = |entry: FrameEntry| {
+        let record = MunroFrames::new(munro, DELTA_FRAME_LAYER, hashes.clone(), vec![entry]);
+        MunroFrames::decode(munro, Part::Update, &record.encode())
+    };
+    assert!(read(sound.clone()).is_ok());
+    let with = |bases: Vec<BlockRange>| FrameEntry { bases, ..sound.clone() };
+    let at = |range: ByteRange| FrameEntry { range, ..sound.clone() };
+    let impossible = [
+        // Its own run, part of it, a run behind it: what needs itself can never be decoded.
+        with(vec![run]),
+        with(vec![base(run.start.0 - 1, 2)]),
+        with(vec![base(run.end().0, 1)]),
+        with(vec![base(1 << 50, 1)]),
+        // Beyond the bounds of a base.
+        with(vec![base(0, 257)]),
+        with(vec![base(0, 0)]),
+        with(vec![base(0, u64::MAX)]),
+        with((0..65).map(|i| base(2 * i, 1)).collect()),
+        with(Vec::new()),
+        // Outside of the log, in front of its run, longer than its run, nothing.
+        at(range(1 << 62, 100)),
+        at(range(2 << 20, 100)),
+        at(range(0, 100)),
+        at(range(4 << 20, (256 << 10) + 1)),
+        at(range(4 << 20, 0)),
+        FrameEntry { bin: Bin::new(DELTA_FRAME_LAYER, MUNRO.0 * 4 + 4), ..sound.clone() },
+    ];
+    for entry in impossible {
+        let shown = format!("{entry:?}");
+        assert!(matches!(read(entry), Err(IndexError::Record { munro: MUNRO, .. })), "{shown}");
+    }
+    // Hashes that are not those of the munro.
+    let record = MunroFrames::new(munro, DELTA_FRAME_LAYER, hashes.clone(), vec![sound]).encode();
+    for at in 0..=4 * 32 {
+        let mut forged = record.clone();
+        forged[at] ^= 0x80;
+        assert!(MunroFrames::decode(munro, Part::Update, &forged).is_err(), "byte {at}");
+    }
+    for end in 0..record.len() {
+        let cut = MunroFrames::decode(munro, Part::Update, &record[..end]);
+        assert!(cut.is_err() || cut.is_ok_and(|cut| cut.frames().is_empty()), "{end}");
+    }
+}

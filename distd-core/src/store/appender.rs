@@ -27,8 +27,9 @@ use super::directory::{Access, Directory, Lock};
 use super::log::{Committed, ReadError};
 use super::nodes::table_bytes;
 use super::segment::{
-    CONTENT_OFFSET, DescriptorPool, Kind, RECORDS_END, SEGMENT_BYTES, SEGMENT_MUNROS, Segments,
-    content_offset, encode_record, record_offset, table_offset,
+    CONTENT_OFFSET, DescriptorPool, GRANULE_TABLE_BYTES, Kind, RECORDS_END, SEGMENT_BYTES,
+    SEGMENT_MUNROS, Segments, TABLE_BYTES, content_offset, encode_record, record_offset,
+    table_offset,
 };
 use super::{Commit, DiskError, OpenError, OriginLog, StateError};
 
@@ -75,6 +76,10 @@ pub struct Appender {
     /// Content of the munro that is being filled, not yet on the disk.
     filling: Vec<u8>,
     munro: MunroIndex,
+    /// Written blocks whose content goes before the commit: frames hold it.
+    dropped: Vec<BlockRange>,
+    /// Munros all of whose content goes.
+    emptied: Vec<MunroIndex>,
     poisoned: bool,
     _lock: Lock,
 }
@@ -120,6 +125,8 @@ impl Appender {
             segments,
             filling: Vec::with_capacity(MUNRO_BYTES as usize),
             munro,
+            dropped: Vec::new(),
+            emptied: Vec::new(),
             poisoned: false,
             _lock: lock,
         })
@@ -185,6 +192,37 @@ impl Appender {
         Ok(bytes)
     }
 
+    /// Says that full frames of this epoch hold all blocks of these bins of `munro`, so that their
+    /// plain bytes need not be stored: they go when the epoch is sealed.
+    ///
+    /// # Panics
+    /// If the munro is not a whole one of this epoch.
+    pub fn keep_as_frames(&mut self, munro: MunroIndex, blocks: impl Iterator<Item = BlockRange>) {
+        let committed = self.log.known().frontier.munros();
+        assert!((committed..self.munro.0).contains(&munro.0), "a munro of this epoch");
+        let first = self.dropped.len();
+        self.dropped.extend(blocks);
+        let count: u64 = self.dropped[first..].iter().map(|blocks| blocks.count).sum();
+        if count == munro.blocks().count {
+            self.emptied.push(munro);
+        }
+    }
+
+    /// Gives back the space of what frames hold.
+    fn drop_framed(&mut self) -> Result<(), AppendError> {
+        for blocks in self.dropped.drain(..) {
+            let file = self.segments.open_or_create(Segments::number_of(blocks.start.munro()))?;
+            file.punch(content_offset(blocks.start), blocks.byte_len())?;
+        }
+        for munro in self.emptied.drain(..) {
+            // The hashes below granules are made again from what the frames decode to.
+            let file = self.segments.open_or_create(Segments::number_of(munro))?;
+            let (kept, all) = (GRANULE_TABLE_BYTES, TABLE_BYTES);
+            file.punch(table_offset(munro) + kept, all - kept)?;
+        }
+        Ok(())
+    }
+
     /// Commits the epoch: signs its munros, with the head as the last block of one more munro.
     ///
     /// `head` is given all that the head's block says of the log before it.
@@ -199,6 +237,7 @@ impl Appender {
             return Err(AppendError::WrongKey { expected, found }.into());
         }
         let mut hashes = self.hash_all()?;
+        self.drop_framed()?;
         let mut frontier = self.log.frontier();
         let first = MunroIndex(frontier.munros());
         for hash in &hashes {

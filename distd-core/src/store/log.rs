@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use bytes::Bytes;
 use lru::LruCache;
 
+use crate::frame::{FrameError, IndexError};
 use crate::keys::OriginId;
 use crate::limits::{BLOCK_BYTES, MUNRO_LAYER};
 use crate::tree::{Frontier, NodeHash, SignatureError, VerifiedMunro, VerifiedRun};
 use crate::unit::{Bin, BlockRange, ByteRange, MunroIndex};
 
 use super::directory::{Access, Directory};
+use super::framed::Framed;
 use super::nodes::{MunroNodes, by_munro, trusted_record};
 use super::segment::{
     DescriptorPool, Kind, SegmentFile, Segments, content_offset, decode_record, encode_record,
@@ -34,6 +36,7 @@ pub struct OriginLog {
     segments: Segments,
     committed: RwLock<Committed>,
     nodes: Mutex<LruCache<u64, Arc<MunroNodes>>>,
+    framed: Framed,
 }
 
 /// Whether a read may wait for the disk.
@@ -112,6 +115,12 @@ pub enum ReadError {
     /// The disk would have to be waited for: read it from a thread that may wait.
     #[error("the bytes are not in memory")]
     WouldBlock,
+    /// The index of frames.
+    #[error("{0}: run verify")]
+    Index(#[from] IndexError),
+    /// A frame.
+    #[error("{0}: run verify")]
+    Frame(#[from] FrameError),
     /// Not committed.
     #[error("the log ends at block {end}, asked for blocks {}..{}", blocks.start, blocks.end())]
     Beyond {
@@ -157,6 +166,7 @@ impl OriginLog {
             segments: Segments::new(directory, Kind::Log, origin, Access::Read, pool),
             committed: RwLock::new(committed),
             nodes: Mutex::new(LruCache::new(MUNROS_IN_MEMORY_MAX)),
+            framed: Framed::new(),
         })
     }
 
@@ -214,7 +224,7 @@ impl OriginLog {
             return Ok(None);
         }
         let (nodes, file) = self.open_munro(munro, patience)?;
-        let bytes = patience.read(&file, blocks)??;
+        let bytes = self.content(&nodes, &file, blocks, patience)?;
         nodes.verify(bin, bytes.clone()).map(Some).map_err(|_| {
             let wrong = nodes.wrong(blocks, &bytes);
             ReadError::Damaged { blocks: wrong.first().copied().unwrap_or(blocks) }
@@ -226,6 +236,31 @@ impl OriginLog {
     /// # Panics
     /// If `out` is not `blocks.byte_len()` long.
     pub fn read_blocks(&self, blocks: BlockRange, out: &mut [u8]) -> Result<(), ReadError> {
+        self.read_parts(blocks, out, |nodes, file, part| {
+            self.content(nodes, file, part, Patience::Waits)
+        })
+    }
+
+    /// Reads bytes, verified.
+    pub fn read_bytes(&self, range: ByteRange) -> Result<Vec<u8>, ReadError> {
+        self.read_range(range, |blocks, out| self.read_blocks(blocks, out))
+    }
+
+    /// Reads bytes that are stored as they are, verified: of frames, their index, or heads.
+    pub(super) fn read_stored(&self, range: ByteRange) -> Result<Vec<u8>, ReadError> {
+        self.read_range(range, |blocks, out| {
+            self.read_parts(blocks, out, |_, file, part| {
+                Ok(file.read_vec(content_offset(part.start), part.byte_len() as usize)?.into())
+            })
+        })
+    }
+
+    fn read_parts(
+        &self,
+        blocks: BlockRange,
+        out: &mut [u8],
+        read: impl Fn(&MunroNodes, &SegmentFile, BlockRange) -> Result<Bytes, ReadError>,
+    ) -> Result<(), ReadError> {
         assert_eq!(out.len() as u64, blocks.byte_len(), "the buffer is as long as the blocks");
         let end = self.known().frontier.munros() * MunroIndex(0).blocks().count;
         if blocks.start.0.checked_add(blocks.count).is_none_or(|last| last > end) {
@@ -236,16 +271,20 @@ impl OriginLog {
             let (content, after) = rest.split_at_mut(part.byte_len() as usize);
             rest = after;
             let (nodes, file) = self.open_munro(munro, Patience::Waits)?;
-            file.read(content_offset(part.start), content)?;
-            if let Some(wrong) = nodes.wrong(part, content).first() {
+            let bytes = read(&nodes, &file, part)?;
+            if let Some(wrong) = nodes.wrong(part, &bytes).first() {
                 return Err(ReadError::Damaged { blocks: *wrong });
             }
+            content.copy_from_slice(&bytes);
         }
         Ok(())
     }
 
-    /// Reads bytes, verified.
-    pub fn read_bytes(&self, range: ByteRange) -> Result<Vec<u8>, ReadError> {
+    fn read_range(
+        &self,
+        range: ByteRange,
+        read: impl Fn(BlockRange, &mut [u8]) -> Result<(), ReadError>,
+    ) -> Result<Vec<u8>, ReadError> {
         let beyond = BlockRange::new(crate::unit::BlockIndex(range.offset / BLOCK_BYTES), 1);
         let end = self.known().frontier.munros() * MunroIndex(0).blocks().count;
         if range.end().is_none_or(|last| last > end * BLOCK_BYTES) {
@@ -253,7 +292,7 @@ impl OriginLog {
         }
         let blocks = range.blocks();
         let mut bytes = vec![0; blocks.byte_len() as usize];
-        self.read_blocks(blocks, &mut bytes)?;
+        read(blocks, &mut bytes)?;
         bytes.truncate((range.offset - blocks.byte_offset() + range.len) as usize);
         Ok(bytes.split_off((range.offset - blocks.byte_offset()) as usize))
     }
@@ -273,6 +312,10 @@ impl OriginLog {
         Ok(self.munro(munro)?.hash())
     }
 
+    pub(super) fn framed(&self) -> &Framed {
+        &self.framed
+    }
+
     pub(super) fn segments(&self) -> &Segments {
         &self.segments
     }
@@ -285,7 +328,7 @@ impl OriginLog {
         *self.committed.write().unwrap_or_else(PoisonError::into_inner) = committed;
     }
 
-    fn open_munro(
+    pub(super) fn open_munro(
         &self,
         munro: MunroIndex,
         patience: Patience,

@@ -22,6 +22,7 @@ mod eviction;
 #[cfg(test)]
 mod fixture;
 mod flush;
+mod framed;
 mod intake;
 mod log;
 #[cfg(test)]

@@ -140,6 +140,11 @@ impl MunroNodes {
         true
     }
 
+    /// Whether the block's hash is proved.
+    pub(super) fn proves(&self, block: BlockIndex) -> bool {
+        self.proved(block.bin()).is_some()
+    }
+
     /// A node's hash, if it is proved.
     pub(super) fn proved(&self, bin: Bin) -> Option<NodeHash> {
         self.lock().tree.node(bin)

@@ -1,17 +1,23 @@
 //! Checking a whole log: every signature, every stored hash, every byte.
 
+use bytes::Bytes;
 use rayon::prelude::*;
 
-use crate::limits::{MUNRO_BYTES, MUNRO_LAYER};
+use crate::frame::{FrameEntry, Part};
+use crate::limits::MUNRO_LAYER;
 use crate::tree::{Frontier, MunroTree, NodeHash, VerifiedMunro};
 use crate::unit::{Bin, BlockRange, MunroIndex};
 
+use super::log::Patience;
 use super::nodes::{MunroNodes, trusted_record};
-use super::segment::{SegmentFile, Segments, TABLE_BYTES, content_offset, table_offset};
-use super::{DiskError, OriginLog, ReadError};
+use super::segment::{GRANULE_TABLE_BYTES, SegmentFile, Segments, TABLE_BYTES, table_offset};
+use super::{OriginLog, ReadError};
 
 /// Munros that are checked between two calls of the progress function.
 const BATCH_MUNROS: u64 = 64;
+
+/// Slots of a node table before those of blocks and pairs of blocks.
+const GRANULE_SLOTS: usize = GRANULE_TABLE_BYTES as usize / 32;
 
 /// Something of the log that is not as the origin signed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,17 +89,49 @@ impl OriginLog {
             Ok(_) => return Ok((None, vec![Damage::Signature { munro }])),
             Err(_) => return Ok((None, vec![Damage::Unreadable { munro }])),
         };
-        let damages =
-            check_content(&file, trust).unwrap_or_else(|_| vec![Damage::Unreadable { munro }]);
+        let damages = match self.undecodable(&file, trust)? {
+            damages if damages.is_empty() => check_content(&file, trust, || self.content_of(trust))
+                .unwrap_or_else(|_| vec![Damage::Unreadable { munro }]),
+            damages => damages,
+        };
         Ok((Some(trust), damages))
+    }
+
+    /// The munro's content, decoded where frames hold it.
+    fn content_of(&self, trust: VerifiedMunro) -> Result<Bytes, ReadError> {
+        let (nodes, file) = self.open_munro(trust.munro(), Patience::Waits)?;
+        self.content(&nodes, &file, trust.munro().blocks(), Patience::Waits)
+    }
+
+    /// The runs whose full frames do not give what was signed: nothing else holds them.
+    fn undecodable(
+        &self,
+        file: &SegmentFile,
+        trust: VerifiedMunro,
+    ) -> Result<Vec<Damage>, ReadError> {
+        let munro = trust.munro();
+        let frames = match self.frames(munro, Part::Full) {
+            Ok(Some(frames)) => frames,
+            Ok(None) => return Ok(Vec::new()),
+            // The index is damaged: what it lists cannot be found.
+            Err(_) => return Ok(vec![Damage::Content { blocks: munro.blocks() }]),
+        };
+        let nodes = MunroNodes::load(file, trust, true)?;
+        let undecodable =
+            |entry: &&FrameEntry| self.decoded(&nodes, entry, Patience::Waits).is_err();
+        let wrong = frames.frames().iter().filter(undecodable);
+        Ok(wrong.map(|entry| Damage::Content { blocks: entry.blocks() }).collect())
     }
 }
 
-fn check_content(file: &SegmentFile, trust: VerifiedMunro) -> Result<Vec<Damage>, DiskError> {
+fn check_content(
+    file: &SegmentFile,
+    trust: VerifiedMunro,
+    content: impl FnOnce() -> Result<Bytes, ReadError>,
+) -> Result<Vec<Damage>, ReadError> {
     let munro = trust.munro();
     let blocks = munro.blocks();
-    let mut content = vec![0; MUNRO_BYTES as usize];
-    file.read(content_offset(blocks.start), &mut content)?;
+    let content = content()?;
     let nodes = MunroTree::hash_content(munro, &content);
     if nodes[1] != trust.hash() {
         let stored = MunroNodes::load(file, trust, true)?;
@@ -111,7 +149,10 @@ fn check_content(file: &SegmentFile, trust: VerifiedMunro) -> Result<Vec<Damage>
         .zip(nodes.iter())
         .enumerate()
         .skip(1)
-        .find(|(_, (stored, hash))| NodeHash(**stored) != **hash);
+        // Where frames hold the content, hashes below granules are not kept.
+        .find(|(slot, (stored, hash))| {
+            NodeHash(**stored) != **hash && (**stored != [0; 32] || *slot < GRANULE_SLOTS)
+        });
     Ok(differs.map(|(slot, _)| Damage::Hash { bin: bin_of(munro, slot) }).into_iter().collect())
 }
 

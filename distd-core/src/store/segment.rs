@@ -38,6 +38,8 @@ pub(super) const SEGMENT_BYTES: u64 = 1 << 30;
 pub(super) const SEGMENT_MUNROS: u64 = SEGMENT_BYTES / MUNRO_BYTES;
 /// Bytes of one munro's node table.
 pub(super) const TABLE_BYTES: u64 = 512 * 32;
+/// The beginning of a node table, down to the granules: one page.
+pub(super) const GRANULE_TABLE_BYTES: u64 = 128 * 32;
 /// Offset of the content.
 pub(super) const CONTENT_OFFSET: u64 = 32 << 20;
 

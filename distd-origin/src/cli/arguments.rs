@@ -7,6 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use distd_core::manifest::PeerAddress;
 
+use crate::publish::{LEVEL_DEFAULT, LEVEL_MAX};
+
 /// Publishes trees of files as releases that machines mount, fetching only what they read.
 #[derive(Debug, Parser)]
 #[command(name = "distd-origin", version, arg_required_else_help = true, propagate_version = true)]
@@ -55,6 +57,10 @@ pub(super) enum Command {
         /// What to say about it
         #[arg(short, long, value_name = "TEXT")]
         message: Option<String>,
+        /// How hard to compress (more costs time here, saves bytes on every machine)
+        #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT,
+              value_parser = clap::value_parser!(i32).range(1..=i64::from(LEVEL_MAX)))]
+        level: i32,
         /// Find out what it would come to, and write nothing
         #[arg(long)]
         dry_run: bool,

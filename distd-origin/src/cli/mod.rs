@@ -53,7 +53,7 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
         Command::Init { address, recovery_key } => {
             run_init(&arguments.repo, address, recovery_key.as_deref(), output)
         }
-        Command::Publish { source, track, release, message, dry_run, profile } => {
+        Command::Publish { source, track, release, message, level, dry_run, profile } => {
             let profile = profile.as_deref().map(read_profile).transpose()?.unwrap_or_default();
             let options = PublishOptions {
                 source,
@@ -62,6 +62,7 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
                 message: message.as_deref().unwrap_or_default(),
                 dry_run: *dry_run,
                 profile: &profile,
+                level: *level,
             };
             let repo = repo()?;
             let mut report = publish(&repo, &options, &output.publish_progress())?;

@@ -153,6 +153,7 @@ impl Output {
                     *done += bytes;
                     meter.set("reading", *done, *total, Unit::Bytes);
                 }
+                Step::Frames(at, of) => meter.set("compressing", at, of, Unit::Mebibytes),
                 Step::Seal => meter.set("sealing", 1, 1, Unit::Entries),
             }
         }

@@ -201,3 +201,89 @@ fn divide(left: &mut Copy, right: &mut Copy, base: &[u8], new: &[u8]) {
     right.base += cut;
     right.len -= cut;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn noise(salt: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().update(&salt.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    /// The plain reference: bytes that no exact match of at least `min` bytes covers, each place of
+    /// the base compared with each place of the new content.
+    fn uncovered(base: &[u8], new: &[u8], min: usize) -> usize {
+        let mut covered = vec![false; new.len()];
+        for at in 0..new.len() {
+            for from in 0..base.len() {
+                let len = base[from..].iter().zip(&new[at..]).take_while(|(a, b)| a == b).count();
+                if len >= min {
+                    covered[at..at + len].fill(true);
+                }
+            }
+        }
+        covered.iter().filter(|covered| !**covered).count()
+    }
+
+    /// Bytes of the new content that copies do not give as they are.
+    fn unexplained(copies: &[Copy], base: &[u8], new: &[u8]) -> usize {
+        let equal = |copy: &Copy| {
+            let (base, new) = (&base[copy.base..][..copy.len], &new[copy.new..][..copy.len]);
+            base.iter().zip(new).filter(|(a, b)| a == b).count()
+        };
+        new.len() - copies.iter().map(equal).sum::<usize>()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+
+        #[test]
+        fn copies_are_apart_and_explain_as_much_as_a_plain_search(
+            pieces in proptest::collection::vec((0usize..1400, 40usize..400, 0usize..30, any::<bool>()), 1..6),
+        ) {
+            let base = noise(1, 1800);
+            let mut new = Vec::new();
+            for (i, (from, len, inserted, changed)) in pieces.iter().enumerate() {
+                let at = new.len();
+                new.extend_from_slice(&base[*from..from + len]);
+                if *changed {
+                    new[at + len / 2] ^= 0x55;
+                }
+                new.extend(noise(2 + i as u64, *inserted));
+            }
+            let copies = find_copies(&mut Seeds::default(), &base, &new);
+            for pair in copies.windows(2) {
+                prop_assert!(pair[0].new + pair[0].len <= pair[1].new);
+            }
+            for copy in &copies {
+                prop_assert!(copy.new + copy.len <= new.len() && copy.base + copy.len <= base.len());
+            }
+            // A match is surely seen from 16 bytes on; at each border a few bytes may go astray.
+            let (found, plain) = (unexplained(&copies, &base, &new), uncovered(&base, &new, 16));
+            prop_assert!(found <= plain + 8 * pieces.len(), "{} > {}", found, plain);
+        }
+    }
+
+    #[test]
+    fn scattered_changes_do_not_end_a_copy() {
+        let base = noise(1, 20_000);
+        let mut new = noise(2, 100);
+        new.extend_from_slice(&base);
+        for at in (130..new.len()).step_by(30) {
+            new[at] = new[at].wrapping_add(4);
+        }
+        let copies = find_copies(&mut Seeds::default(), &base, &new);
+        assert_eq!(copies, [Copy { new: 100, base: 0, len: 20_000 }]);
+    }
+
+    #[test]
+    fn nothing_in_common_gives_no_copy() {
+        for (base, new) in [(0, 0), (0, 5000), (5000, 0), (5000, 5000), (7, 7)] {
+            assert_eq!(find_copies(&mut Seeds::default(), &noise(1, base), &noise(2, new)), []);
+        }
+        assert_eq!(find_copies(&mut Seeds::default(), &[0; 4096], &[0; 4096]), []);
+    }
+}

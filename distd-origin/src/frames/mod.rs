@@ -3,5 +3,6 @@
 
 pub mod anchors;
 pub mod delta;
+pub mod maker;
 pub mod matching;
 pub mod older;

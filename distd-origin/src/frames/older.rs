@@ -1,8 +1,9 @@
 //! What older releases offer as bases, and which of it to try for one new run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use distd_core::limits::BLOCK_BYTES;
+use distd_core::store::{OriginLog, ReadError};
 use distd_core::unit::{BlockIndex, BlockRange};
 use rayon::prelude::*;
 
@@ -25,6 +26,14 @@ pub trait OlderBlocks: Sync {
 
     /// Reads blocks; `out` is as long as they are.
     fn read(&self, blocks: BlockRange, out: &mut [u8]) -> Result<(), Self::Error>;
+}
+
+impl OlderBlocks for OriginLog {
+    type Error = ReadError;
+
+    fn read(&self, blocks: BlockRange, out: &mut [u8]) -> Result<(), ReadError> {
+        self.read_blocks(blocks, out)
+    }
 }
 
 /// New blocks, and the older ones at the same place of the same file (or of one of that name).
@@ -87,31 +96,40 @@ impl<'a, B: OlderBlocks> Older<'a, B> {
 
     /// What to try for the blocks of a new run.
     pub fn candidates(&self, run: BlockRange, bytes: &[u8]) -> Result<Candidates, B::Error> {
-        let mut chosen: BTreeMap<BlockIndex, ()> = BTreeMap::new();
-        let room = |chosen: &BTreeMap<_, _>| CANDIDATES_MAX - chosen.len().min(CANDIDATES_MAX);
+        let mut chosen: BTreeSet<BlockIndex> = BTreeSet::new();
+        let room = |chosen: &BTreeSet<_>| CANDIDATES_MAX - chosen.len().min(CANDIDATES_MAX);
         let from = self.hints.partition_point(|hint| hint.new.end() <= run.start);
         for hint in self.hints[from..].iter().take_while(|hint| hint.new.start < run.end()) {
             // Half is left for what anchors find.
             let half = room(&chosen).saturating_sub(CANDIDATES_MAX / 2);
-            chosen.extend(hint.older.iter().take(half).map(|block| (block, ())));
+            chosen.extend(hint.older.iter().take(half));
         }
         for region in self.shared_regions(bytes) {
             let Some(blocks) = self.region_blocks(region) else { continue };
             if room(&chosen) < blocks.count as usize {
                 break;
             }
-            chosen.extend(blocks.iter().map(|block| (block, ())));
+            chosen.extend(blocks.iter());
         }
-        let blocks: Vec<BlockIndex> = chosen.into_keys().collect();
-        let mut content = vec![0; blocks.len() * BLOCK_BYTES as usize];
-        let mut rest = content.as_mut_slice();
-        for extent in blocks.chunk_by(|a, b| a.0 + 1 == b.0) {
-            let extent = BlockRange::new(extent[0], extent.len() as u64);
-            let (out, after) = rest.split_at_mut(extent.byte_len() as usize);
-            self.blocks.read(extent, out)?;
+        let blocks: Vec<BlockIndex> = chosen.into_iter().collect();
+        let extents: Vec<BlockRange> = blocks
+            .chunk_by(|a, b| a.0 + 1 == b.0)
+            .map(|extent| BlockRange::new(extent[0], extent.len() as u64))
+            .collect();
+        Ok(Candidates { bytes: self.read_all(&extents)?, blocks })
+    }
+
+    /// The bytes of blocks, one range after the other.
+    pub fn read_all(&self, ranges: &[BlockRange]) -> Result<Vec<u8>, B::Error> {
+        let len: u64 = ranges.iter().map(|range| range.byte_len()).sum();
+        let mut bytes = vec![0; len as usize];
+        let mut rest = bytes.as_mut_slice();
+        for range in ranges {
+            let (out, after) = rest.split_at_mut(range.byte_len() as usize);
+            self.blocks.read(*range, out)?;
             rest = after;
         }
-        Ok(Candidates { blocks, bytes: content })
+        Ok(bytes)
     }
 
     /// Regions that share anchors with the bytes, those that share most first.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use distd_core::head::LabelError;
 use distd_core::limits::{MESSAGE_BYTES_MAX, RELEASES_MAX};
-use distd_core::store::AppendError;
+use distd_core::store::{AppendError, ReadError};
 
 use crate::catch_up::CatchUpError;
 use crate::history::HistoryError;
@@ -74,6 +74,12 @@ pub enum PublishError {
     /// What was published before.
     #[error(transparent)]
     History(#[from] HistoryError),
+    /// A dry run has nowhere to put new content.
+    #[error("cannot use a temporary file for the new content (TMPDIR says where): {0}")]
+    Scratch(std::io::Error),
+    /// Older content that new content is compared with.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The index.
     #[error(transparent)]
     Index(#[from] IndexError),

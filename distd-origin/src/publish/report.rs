@@ -18,6 +18,8 @@ pub enum Step {
     Read(u64, u64),
     /// So many bytes more were read.
     Bytes(u64),
+    /// Munros of which frames were made, and of which they will be.
+    Frames(u64, u64),
     /// Everything is written, and is made durable.
     Seal,
 }

@@ -51,7 +51,8 @@ impl World {
         version: &str,
         dry_run: bool,
     ) -> Result<PublishReport, PublishError> {
-        let options = PublishOptions { source, track, version, message: "", dry_run, profile: &[] };
+        let options =
+            PublishOptions { source, track, version, message: "", dry_run, level: 3, profile: &[] };
         publish(&self.repo, &options, &|_| {})
     }
 
