@@ -32,7 +32,6 @@ mod nodes;
 mod power_cut;
 mod presence;
 mod recent;
-
 mod scrub;
 mod segment;
 mod state_file;
