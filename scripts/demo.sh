@@ -44,7 +44,7 @@ trap cleanup EXIT
 trap 'exit 130' INT TERM
 mkdir -p "$mnt" "$image" "$work/releases"
 
-fetched() { distd-fs status --cache "$cache" --json | python3 -c "import json, sys; print(sum(s[\"fetched_metadata_bytes\"] + s[\"fetched_data_bytes\"] for s in json.load(sys.stdin)[\"swarms\"]))"; }
+fetched() { distd-fs status --cache "$cache" --json | python3 -c "import json, sys; print(sum(s[\"fetched_metadata_bytes\"] + s[\"fetched_data_bytes\"] + s[\"fetched_frame_bytes\"] for s in json.load(sys.stdin)[\"swarms\"]))"; }
 human() { numfmt --to=iec-i --suffix=B --format='%.1f' "$1"; }
 # What a step fetched: runs the rest of its arguments in between.
 costs() {

@@ -345,6 +345,7 @@ impl Daemon {
         };
         let metadata = sum(|swarm| swarm.fetched_metadata_bytes);
         let data = sum(|swarm| swarm.fetched_data_bytes);
+        let frames = sum(|swarm| swarm.fetched_frame_bytes);
         let pins: Vec<String> = self
             .logs()
             .iter()
@@ -352,9 +353,14 @@ impl Daemon {
             .filter(|name| name.contains('@'))
             .collect();
         Ok(json!({
-            "fetched_bytes": metadata + data,
+            "fetched_bytes": metadata + data + frames,
             "fetched_metadata_bytes": metadata,
             "fetched_data_bytes": data,
+            "fetched_frame_bytes": frames,
+            "decoded_bytes": sum(|swarm| swarm.decoded_bytes),
+            "delta_frames": sum(|swarm| swarm.delta_frames),
+            "full_frames": sum(|swarm| swarm.full_frames),
+            "refused_frames": sum(|swarm| swarm.refused_frames),
             "local_bytes": sum(|swarm| swarm.local_bytes),
             "node": {
                 "pid": std::process::id(),

@@ -118,11 +118,22 @@ pub(crate) fn status(status: &Value) -> String {
     let _ = writeln!(lines, "cache {}: {}", text(&cache["directory"]), usage(&cache["usage"]));
     let _ = writeln!(
         lines,
-        "fetched {} of metadata, {} of content; answered from the cache {}",
+        "fetched {} of metadata, {} of content, {} of frames; answered from the cache {}",
         bytes(&status["fetched_metadata_bytes"]),
         bytes(&status["fetched_data_bytes"]),
+        bytes(&status["fetched_frame_bytes"]),
         bytes(&status["local_bytes"])
     );
+    if status["fetched_frame_bytes"] != 0 || status["refused_frames"] != 0 {
+        let _ = writeln!(
+            lines,
+            "frames decoded: {} delta, {} full, to {}; {} refused",
+            status["delta_frames"],
+            status["full_frames"],
+            bytes(&status["decoded_bytes"]),
+            status["refused_frames"]
+        );
+    }
     for mount in list(&status["mounts"]) {
         let content = &mount["content"];
         let share = match content {

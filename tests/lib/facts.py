@@ -7,7 +7,7 @@ from lib import hosts
 
 def fetched_bytes(status):
     """Verified bytes from peers since the node started, metadata included."""
-    return sum(s["fetched_metadata_bytes"] + s["fetched_data_bytes"] for s in status["swarms"])
+    return sum(s["fetched_metadata_bytes"] + s["fetched_data_bytes"] + s["fetched_frame_bytes"] for s in status["swarms"])
 
 
 def new_bytes(publish):

@@ -104,23 +104,32 @@ impl IndexEntry {
         let mut reader = Reader::new(bytes);
         let hash = NodeHash(reader.array().ok_or_else(damaged)?);
         let signature = reader.array().ok_or_else(damaged)?;
-        let mut range = || {
-            let offset = u64::from_be_bytes(reader.array()?);
-            let len = u64::from(u32::from_be_bytes(reader.array()?));
-            let range = ByteRange { offset, len };
-            let sound = len <= FRAME_RECORD_BYTES_MAX
-                && range.end().is_some()
-                && (len == 0 || offset / MUNRO_BYTES > munro.0);
-            sound.then_some(range)
-        };
-        let update = range().ok_or_else(damaged)?;
-        let full = range().ok_or_else(damaged)?;
-        if !reader.is_empty() {
-            return Err(damaged());
-        }
+        let [update, full] = read_places(munro, &mut reader).ok_or_else(damaged)?;
         let munro = SignedMunro { munro, hash, time, signature }.verify(origin)?;
         Ok(Self { munro, update, full })
     }
+
+    /// Where an entry says that the munro's update and full record lie, to fetch them: nothing is checked
+    /// against the origin's signature.
+    pub fn places(munro: MunroIndex, bytes: &[u8]) -> Option<[ByteRange; 2]> {
+        let (_, places) = bytes.split_at_checked(32 + 64)?;
+        read_places(munro, &mut Reader::new(places))
+    }
+}
+
+/// The two ranges at the end of an entry.
+fn read_places(munro: MunroIndex, reader: &mut Reader<'_>) -> Option<[ByteRange; 2]> {
+    let mut range = || {
+        let offset = u64::from_be_bytes(reader.array()?);
+        let len = u64::from(u32::from_be_bytes(reader.array()?));
+        let range = ByteRange { offset, len };
+        let sound = len <= FRAME_RECORD_BYTES_MAX
+            && range.end().is_some()
+            && (len == 0 || offset / MUNRO_BYTES > munro.0);
+        sound.then_some(range)
+    };
+    let places = [range()?, range()?];
+    reader.is_empty().then_some(places)
 }
 
 /// One frame: where it lies, what it decodes to, and what it needs for that.

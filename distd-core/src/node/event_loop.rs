@@ -1,6 +1,8 @@
 //! The node's one thread of control: commands and datagrams in, verified runs into the cache, answers
 //! to readers and peers out.
 
+mod frames;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,11 +11,11 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::keys::OriginId;
 use crate::ppspp::engine::{
-    Class, Event, FetchError, FetchId, PeerReport, SwarmCounters, SwarmKey, SwarmOptions,
+    Class, Event, FetchError, PeerReport, SwarmCounters, SwarmKey, SwarmOptions,
 };
 use crate::tree::{SignedMunro, VerifiedMunro, VerifiedRun};
 use crate::unit::{BlockRange, MunroIndex};
@@ -22,8 +24,10 @@ use super::clock::unix_now_s;
 use super::driver::Driver;
 use super::follow::{Follower, HeadRefused, Step, encode_munro};
 use super::prefetch::{Piece, Prefetching};
-use super::reading::{Done, Purpose, ReadError, Reading, Waiting};
+use super::reading::{Done, Purpose, ReadError, Reading, Waiting, Way, Work};
 use super::swarm::Shared;
+use super::unpack::{Job, JobId};
+use frames::{Barren, Unpacking, Wanted};
 
 /// Commands taken in one turn, so that datagrams are never starved.
 const COMMANDS_PER_TURN: usize = 256;
@@ -38,12 +42,53 @@ const RESAVE_AFTER_S: u64 = 600;
 
 /// What the handles ask of the loop.
 pub(super) enum Command {
-    Join { shared: Arc<Shared>, joined: SyncSender<bool> },
-    Leave { origin: OriginId },
-    Connect { origin: OriginId, address: SocketAddr },
-    Read { origin: OriginId, blocks: BlockRange, purpose: Purpose, deadline: Instant, done: Done },
-    Prefetch { origin: OriginId, ranges: Vec<BlockRange>, purpose: Purpose, bulk: bool },
-    Report { answer: SyncSender<Vec<SwarmReport>> },
+    Join {
+        shared: Arc<Shared>,
+        joined: SyncSender<bool>,
+    },
+    Leave {
+        origin: OriginId,
+    },
+    Connect {
+        origin: OriginId,
+        address: SocketAddr,
+    },
+    Read {
+        origin: OriginId,
+        blocks: BlockRange,
+        purpose: Purpose,
+        way: Way,
+        deadline: Instant,
+        done: Done,
+    },
+    Prefetch {
+        origin: OriginId,
+        ranges: Vec<BlockRange>,
+        purpose: Purpose,
+        bulk: bool,
+    },
+    /// A frame was decoded, and the run kept or not.
+    Decoded {
+        origin: OriginId,
+        run: VerifiedRun,
+        kept: bool,
+    },
+    /// A job hands blocks back, to be fetched plain; `barren` munros have no frames.
+    Unpacked {
+        job: JobId,
+        plain: Vec<BlockRange>,
+        barren: Vec<MunroIndex>,
+        ended: bool,
+    },
+    /// Whether anybody has the blocks that are not here.
+    IsOffered {
+        origin: OriginId,
+        blocks: BlockRange,
+        answer: oneshot::Sender<bool>,
+    },
+    Report {
+        answer: SyncSender<Vec<SwarmReport>>,
+    },
     Stop,
 }
 
@@ -60,8 +105,9 @@ struct Joined {
     shared: Arc<Shared>,
     reading: Reading,
     follower: Follower,
-    head_fetch: Option<FetchId>,
+    head_fetch: Option<Work>,
     prefetching: Prefetching,
+    barren: Barren,
     heard_at: Option<Instant>,
     /// Position and signing time of the head in the state file.
     saved: Option<(MunroIndex, u64)>,
@@ -75,6 +121,7 @@ pub(super) struct EventLoop {
     /// Answers go out on a thread of their own: writing to the kernel must not hold up datagrams.
     /// Bounded by the number of reads that may wait.
     answers: std::sync::mpsc::Sender<(Done, Result<Bytes, ReadError>)>,
+    unpacking: Unpacking,
     swarms: BTreeMap<SwarmKey, Joined>,
     by_origin: BTreeMap<OriginId, SwarmKey>,
     full_logged: bool,
@@ -85,15 +132,18 @@ impl EventLoop {
         driver: Driver,
         commands: mpsc::Receiver<Command>,
         answers: std::sync::mpsc::Sender<(Done, Result<Bytes, ReadError>)>,
+        jobs: mpsc::Sender<Job>,
     ) -> Self {
         let (swarms, by_origin) = (BTreeMap::new(), BTreeMap::new());
-        Self { driver, commands, answers, swarms, by_origin, full_logged: false }
+        let unpacking = Unpacking::new(jobs);
+        Self { driver, commands, answers, unpacking, swarms, by_origin, full_logged: false }
     }
 
     /// Runs until told to stop or until every handle is gone.
     pub(super) async fn run(mut self) {
         loop {
-            let until = self.swarms.values().filter_map(|joined| joined.heard_at).min();
+            let heard = self.swarms.values().filter_map(|joined| joined.heard_at).min();
+            let until = [heard, self.unpacking.first_due()].into_iter().flatten().min();
             let first = self.driver.wait(until, self.commands.recv()).await;
             let mut next = match first {
                 Some(None) => break,
@@ -165,6 +215,7 @@ impl EventLoop {
     fn settle(&mut self) {
         self.work_off();
         let now = Instant::now();
+        self.check_dues(now);
         for (key, joined) in &mut self.swarms {
             for blocks in joined.shared.log.take_evicted() {
                 self.driver.engine.release(now, *key, blocks);
@@ -207,10 +258,10 @@ impl EventLoop {
                     self.driver.engine.connect(now, *key, address);
                 }
             }
-            Command::Read { origin, blocks, purpose, deadline, done } => {
+            Command::Read { origin, blocks, purpose, way, deadline, done } => {
                 match self.by_origin.get(&origin) {
                     Some(key) => {
-                        let waiting = Waiting::new(blocks, deadline, purpose, done);
+                        let waiting = Waiting::new(blocks, deadline, purpose, way, done);
                         self.start_read(now, *key, waiting);
                     }
                     None => self.answer(done, Err(ReadError::Stopping)),
@@ -222,6 +273,19 @@ impl EventLoop {
                 {
                     joined.prefetching.push(ranges, purpose, bulk);
                 }
+            }
+            Command::Decoded { origin, run, kept } => {
+                if let Some(key) = self.by_origin.get(&origin) {
+                    self.on_decoded(now, *key, &run, kept);
+                }
+            }
+            Command::Unpacked { job, plain, barren, ended } => {
+                self.on_unpacked(now, job, plain, barren, ended);
+            }
+            Command::IsOffered { origin, blocks, answer } => {
+                let key = self.by_origin.get(&origin);
+                // Nobody listens any more if the job has ended meanwhile.
+                let _ = answer.send(key.is_some_and(|key| self.is_offered(*key, blocks)));
             }
             Command::Report { answer } => {
                 let _ = answer.send(self.report());
@@ -248,6 +312,7 @@ impl EventLoop {
             follower: Follower::new(trusted),
             head_fetch: None,
             prefetching: Prefetching::default(),
+            barren: Barren::default(),
             heard_at: None,
             saved: None,
             forked: false,
@@ -264,6 +329,7 @@ impl EventLoop {
                 self.answer(done, Err(ReadError::Stopping));
             }
         }
+        self.unpacking.forget_swarm(key);
         self.driver.engine.remove_swarm(now, key);
     }
 
@@ -279,6 +345,8 @@ impl EventLoop {
 
     /// Takes what the cache has, asks peers for the rest.
     fn start_read(&mut self, now: Instant, key: SwarmKey, mut waiting: Waiting) {
+        // Frames that nobody has are not waited for: there are other ways.
+        let offered = waiting.purpose != Purpose::Frames || self.is_offered(key, waiting.blocks);
         let Some(joined) = self.swarms.get_mut(&key) else {
             return self.answer(waiting.done, Err(ReadError::Stopping));
         };
@@ -301,12 +369,20 @@ impl EventLoop {
             let error = ReadError::Deadline { blocks: waiting.blocks, tried: Vec::new() };
             return self.answer(waiting.done, Err(error));
         }
-        let (deadline, purpose) = (waiting.deadline, waiting.purpose);
-        let read = joined.reading.wait(waiting);
-        for blocks in missing {
-            let fetch = self.driver.engine.fetch(now, key, blocks, Class::Waited, deadline);
-            joined.reading.fetch_started(fetch, blocks, purpose, Some(read));
+        let Waiting { deadline, purpose, way, .. } = waiting;
+        if !offered {
+            let error = ReadError::Deadline { blocks: waiting.blocks, tried: Vec::new() };
+            return self.answer(waiting.done, Err(error));
         }
+        // What frames did not bring is not sought there once more.
+        waiting.way = match way {
+            Way::Background => Way::Plain(Class::Background),
+            Way::Quick | Way::Cheap => Way::Plain(Class::Waited),
+            plain @ Way::Plain(_) => plain,
+        };
+        let read = Some(joined.reading.wait(waiting));
+        let wanted = Wanted { way, deadline, purpose, read, bulk: None };
+        self.fetch(now, key, missing, &wanted);
     }
 
     fn answer(&self, done: Done, result: Result<Bytes, ReadError>) {
@@ -318,8 +394,10 @@ impl EventLoop {
         match event {
             // Kept together with its neighbours before this.
             Event::Verified { .. } => {}
-            Event::Fetched { fetch } => self.on_fetched(now, fetch),
-            Event::Failed { fetch, reason, tried } => self.on_failed(now, fetch, reason, tried),
+            Event::Fetched { fetch } => self.on_fetched(now, Work::Fetch(fetch)),
+            Event::Failed { fetch, reason, tried } => {
+                self.on_failed(now, Work::Fetch(fetch), reason, tried);
+            }
             Event::Newest { swarm, munro, .. } => self.on_newest(now, swarm, munro),
             Event::Fork { swarm, known, claimed, from } => {
                 self.on_fork(swarm, &known, &claimed, from);
@@ -344,6 +422,7 @@ impl EventLoop {
             let counter = match joined.reading.on_run(run) {
                 Purpose::Metadata => &joined.shared.counters.fetched_metadata,
                 Purpose::Data => &joined.shared.counters.fetched_data,
+                Purpose::Frames => &joined.shared.counters.fetched_frames,
             };
             counter.fetch_add(run.bytes().len() as u64, Ordering::Relaxed);
         }
@@ -369,26 +448,27 @@ impl EventLoop {
         }
     }
 
-    fn swarm_of(&mut self, fetch: FetchId) -> Option<(SwarmKey, &mut Joined)> {
+    fn swarm_of(&mut self, fetch: Work) -> Option<(SwarmKey, &mut Joined)> {
         let owner = self.swarms.iter_mut().find(|(_, joined)| joined.owns(fetch));
         owner.map(|(key, joined)| (*key, joined))
     }
 
-    fn on_fetched(&mut self, now: Instant, fetch: FetchId) {
-        let Some((key, joined)) = self.swarm_of(fetch) else { return };
+    fn on_fetched(&mut self, now: Instant, fetch: Work) {
+        if let Some((key, _)) = self.swarm_of(fetch) {
+            self.on_done(now, key, fetch);
+        }
+    }
+
+    /// Work has ended well, or as well as it can.
+    fn on_done(&mut self, now: Instant, key: SwarmKey, fetch: Work) {
+        let Some(joined) = self.swarms.get_mut(&key) else { return };
         joined.forget_own(fetch);
         let Some(waiting) = joined.reading.on_fetched(fetch) else { return };
         // Where the cache lost a block meanwhile, the read asks again.
         self.start_read(now, key, waiting);
     }
 
-    fn on_failed(
-        &mut self,
-        now: Instant,
-        fetch: FetchId,
-        reason: FetchError,
-        tried: Vec<SocketAddr>,
-    ) {
+    fn on_failed(&mut self, now: Instant, fetch: Work, reason: FetchError, tried: Vec<SocketAddr>) {
         let Some((_, joined)) = self.swarm_of(fetch) else { return };
         if joined.head_fetch == Some(fetch) {
             joined.follower.give_up();
@@ -399,7 +479,10 @@ impl EventLoop {
         let Some(waiting) = waiting else { return };
         joined.shared.counters.failed_reads.fetch_add(1, Ordering::Relaxed);
         for other in others {
-            self.driver.engine.cancel(now, other);
+            match other {
+                Work::Fetch(fetch) => self.driver.engine.cancel(now, fetch),
+                Work::Unpack(job) => drop(self.unpacking.forget(job)),
+            }
         }
         let error = ReadError::Deadline { blocks: waiting.blocks, tried };
         self.answer(waiting.done, Err(error));
@@ -431,6 +514,7 @@ impl EventLoop {
                 let blocks = BlockRange::new(block, 1);
                 let deadline = now + HEAD_DEADLINE;
                 let fetch = self.driver.engine.fetch(now, key, blocks, Class::Waited, deadline);
+                let fetch = Work::Fetch(fetch);
                 joined.head_fetch = Some(fetch);
                 joined.reading.fetch_started(fetch, blocks, Purpose::Metadata, None);
             }
@@ -464,14 +548,15 @@ impl EventLoop {
     }
 
     fn feed_prefetch(&mut self, now: Instant, key: SwarmKey) {
-        let Some(joined) = self.swarms.get_mut(&key) else { return };
         let deadline = now + PREFETCH_DEADLINE;
-        let engine = &mut self.driver.engine;
-        while let Some(Piece { blocks, purpose, bulk }) = joined.prefetching.next() {
-            for missing in joined.shared.log.missing(blocks) {
-                let fetch = engine.fetch(now, key, missing, Class::Background, deadline);
-                joined.prefetching.fetch_started(fetch, bulk);
-                joined.reading.fetch_started(fetch, missing, purpose, None);
+        while let Some(joined) = self.swarms.get_mut(&key)
+            && let Some(Piece { blocks, purpose, bulk }) = joined.prefetching.next()
+        {
+            let missing = joined.shared.log.missing(blocks);
+            if !missing.is_empty() {
+                let (way, bulk) = (Way::Background, Some(bulk));
+                let wanted = Wanted { way, deadline, purpose, read: None, bulk };
+                self.fetch(now, key, missing, &wanted);
             }
         }
     }
@@ -494,12 +579,12 @@ impl Arrived {
 }
 
 impl Joined {
-    fn owns(&self, fetch: FetchId) -> bool {
+    fn owns(&self, fetch: Work) -> bool {
         self.reading.is_fetching(fetch)
     }
 
     /// The fetch has ended: takes it off the loop's own lists.
-    fn forget_own(&mut self, fetch: FetchId) {
+    fn forget_own(&mut self, fetch: Work) {
         self.prefetching.fetch_ended(fetch);
         self.head_fetch.take_if(|head| *head == fetch);
     }

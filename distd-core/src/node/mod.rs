@@ -4,7 +4,7 @@
 //!   fs threads ── Swarm::read ──> commands ─┐                 ┌─> answers (a thread of its own)
 //!                                           v                 │
 //!   UDP socket <─────────────────────> EventLoop (one thread, tokio)
-//!                                           │ engine decides, cache keeps
+//!                        unpack (threads) <─┤ engine decides, cache keeps
 //!                                           v
 //!                                    store::Cache  <── flush (a thread of its own)
 //! ```
@@ -21,6 +21,7 @@ mod service;
 mod socket;
 mod status;
 mod swarm;
+mod unpack;
 
 pub use clock::unix_now_s;
 pub use follow::TrustedHead;

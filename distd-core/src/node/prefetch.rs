@@ -4,10 +4,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use crate::ppspp::engine::FetchId;
 use crate::unit::BlockRange;
 
-use super::reading::Purpose;
+use super::reading::{Purpose, Work};
 
 /// Fetches under way at one time, of up to [`PREFETCH_BLOCKS`] each.
 const FETCHES_MAX: usize = 16;
@@ -22,7 +21,7 @@ const QUEUE_MAX: usize = 65_536;
 #[derive(Default)]
 struct Queue {
     ranges: VecDeque<(BlockRange, Purpose)>,
-    fetching: BTreeSet<FetchId>,
+    fetching: BTreeSet<Work>,
 }
 
 /// The queues of one log.
@@ -63,13 +62,13 @@ impl Prefetching {
         Some(Piece { blocks, purpose, bulk: true })
     }
 
-    /// The engine works on a part of a piece.
-    pub(super) fn fetch_started(&mut self, fetch: FetchId, bulk: bool) {
+    /// Work on a piece, or a part of it, has begun.
+    pub(super) fn fetch_started(&mut self, fetch: Work, bulk: bool) {
         self.queue(bulk).fetching.insert(fetch);
     }
 
-    /// The engine has done with it.
-    pub(super) fn fetch_ended(&mut self, fetch: FetchId) {
+    /// It has ended.
+    pub(super) fn fetch_ended(&mut self, fetch: Work) {
         self.ahead.fetching.remove(&fetch);
         self.bulk.fetching.remove(&fetch);
     }

@@ -10,10 +10,12 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use crate::limits::BLOCK_BYTES;
-use crate::ppspp::engine::FetchId;
+use crate::ppspp::engine::{Class, FetchId};
 use crate::store::ReadError as StoreError;
 use crate::tree::VerifiedRun;
 use crate::unit::BlockRange;
+
+use super::unpack::JobId;
 
 /// What a read is for: counted apart, so that a user sees what metadata costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +24,28 @@ pub enum Purpose {
     Metadata,
     /// Content of files.
     Data,
+    /// Frames, of which blocks are made.
+    Frames,
+}
+
+/// How missing blocks may be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Somebody waits: by frames if that is fewer bytes and takes no longer.
+    Quick,
+    /// Somebody waits who would rather have few bytes moved than wait a little less.
+    Cheap,
+    /// Nobody waits: in the fewest bytes.
+    Background,
+    /// As they are: what frames are made with themselves.
+    Plain(Class),
+}
+
+/// What is under way: a fetch of the engine's, or blocks being made of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Work {
+    Fetch(FetchId),
+    Unpack(JobId),
 }
 
 /// Why blocks could not be read.
@@ -84,6 +108,7 @@ pub(super) struct Waiting {
     pub(super) blocks: BlockRange,
     pub(super) deadline: Instant,
     pub(super) purpose: Purpose,
+    pub(super) way: Way,
     pub(super) done: Done,
     buffer: BytesMut,
     filled: Vec<bool>,
@@ -99,7 +124,7 @@ const FETCHES_MAX: u32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ReadId(u64);
 
-/// One fetch that the engine works on.
+/// One piece of work under way.
 struct Fetching {
     blocks: BlockRange,
     purpose: Purpose,
@@ -111,19 +136,25 @@ struct Fetching {
 pub(super) struct Reading {
     next: u64,
     waiting: BTreeMap<ReadId, Waiting>,
-    fetching: BTreeMap<FetchId, Fetching>,
+    fetching: BTreeMap<Work, Fetching>,
     /// Fetches by their first block, to find those that a run touches.
-    by_block: BTreeMap<u64, Vec<FetchId>>,
+    by_block: BTreeMap<u64, Vec<Work>>,
     /// Longest fetch ever entered, in blocks: how far back `by_block` must be searched.
     longest: u64,
 }
 
 impl Waiting {
-    pub(super) fn new(blocks: BlockRange, deadline: Instant, purpose: Purpose, done: Done) -> Self {
+    pub(super) fn new(
+        blocks: BlockRange,
+        deadline: Instant,
+        purpose: Purpose,
+        way: Way,
+        done: Done,
+    ) -> Self {
         let buffer = BytesMut::zeroed(blocks.byte_len() as usize);
         let filled = vec![false; blocks.count as usize];
         let (outstanding, fetches_left) = (0, FETCHES_MAX);
-        Self { blocks, deadline, purpose, done, buffer, filled, outstanding, fetches_left }
+        Self { blocks, deadline, purpose, way, done, buffer, filled, outstanding, fetches_left }
     }
 
     /// Copies what the run has of the blocks wanted.
@@ -198,10 +229,10 @@ impl Reading {
         id
     }
 
-    /// The engine works on a fetch, for a read or (`None`) for the cache alone.
+    /// Work on blocks has begun, for a read or (`None`) for the cache alone.
     pub(super) fn fetch_started(
         &mut self,
-        fetch: FetchId,
+        fetch: Work,
         blocks: BlockRange,
         purpose: Purpose,
         read: Option<ReadId>,
@@ -225,10 +256,12 @@ impl Reading {
             if fetching.blocks.intersection(blocks).is_empty() {
                 continue;
             }
-            // A block that somebody reads as content counts as content.
-            if purpose != Some(Purpose::Data) {
-                purpose = Some(fetching.purpose);
-            }
+            // A block of a frame is nothing else; one that somebody reads as content counts as that.
+            purpose = match (purpose, fetching.purpose) {
+                (Some(Purpose::Frames), _) | (_, Purpose::Frames) => Some(Purpose::Frames),
+                (Some(Purpose::Data), _) => purpose,
+                (_, other) => Some(other),
+            };
             if let Some(waiting) = fetching.read.and_then(|id| self.waiting.get_mut(&id)) {
                 waiting.fill(run);
             }
@@ -237,7 +270,7 @@ impl Reading {
     }
 
     /// A fetch ended well. Returns the read that it was the last one of.
-    pub(super) fn on_fetched(&mut self, fetch: FetchId) -> Option<Waiting> {
+    pub(super) fn on_fetched(&mut self, fetch: Work) -> Option<Waiting> {
         let id = self.forget(fetch)?.read?;
         let waiting = self.waiting.get_mut(&id)?;
         waiting.outstanding -= 1;
@@ -245,12 +278,12 @@ impl Reading {
     }
 
     /// A fetch failed, and the read with it, if one waited for it.
-    pub(super) fn on_failed(&mut self, fetch: FetchId) -> (Option<Waiting>, Vec<FetchId>) {
+    pub(super) fn on_failed(&mut self, fetch: Work) -> (Option<Waiting>, Vec<Work>) {
         let Some(id) = self.forget(fetch).and_then(|fetching| fetching.read) else {
             return (None, Vec::new());
         };
         let waiting = self.waiting.remove(&id);
-        let others: Vec<FetchId> =
+        let others: Vec<Work> =
             self.fetching.iter().filter(|(_, f)| f.read == Some(id)).map(|(f, _)| *f).collect();
         for other in &others {
             self.forget(*other);
@@ -259,11 +292,11 @@ impl Reading {
     }
 
     /// Whether the fetch is one of this log's.
-    pub(super) fn is_fetching(&self, fetch: FetchId) -> bool {
+    pub(super) fn is_fetching(&self, fetch: Work) -> bool {
         self.fetching.contains_key(&fetch)
     }
 
-    fn forget(&mut self, fetch: FetchId) -> Option<Fetching> {
+    fn forget(&mut self, fetch: Work) -> Option<Fetching> {
         let fetching = self.fetching.remove(&fetch)?;
         if let btree_map::Entry::Occupied(mut entry) = self.by_block.entry(fetching.blocks.start.0)
         {

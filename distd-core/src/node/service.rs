@@ -22,6 +22,7 @@ use super::event_loop::{Command, EventLoop};
 use super::socket::Socket;
 use super::status::{NodeStatus, swarm_status};
 use super::swarm::{Shared, Swarm};
+use super::unpack;
 
 /// Commands that may wait for the loop. Reads are bounded apart; this bounds bursts.
 const COMMANDS_MAX: usize = 4096;
@@ -129,7 +130,11 @@ impl Node {
         let answer = move || answering.into_iter().for_each(|(done, result)| done(result));
         let answerer = spawn("distd-answer", answer).map_err(start("answering thread"))?;
         let listen = options.listen;
-        let network = move || match open_loop(listen, receiver, answers) {
+        let (jobs, unpacking) = mpsc::channel(unpack::JOBS_MAX);
+        let weak = commands.downgrade();
+        let unpack = move || unpack::run(unpacking, weak);
+        let unpacker = spawn("distd-unpack", unpack).map_err(start("unpacking thread"))?;
+        let network = move || match open_loop(listen, receiver, answers, jobs) {
             Ok((runtime, event_loop, address)) => {
                 // The starter waits for this; if it is gone, so will the commands be.
                 let _ = ready.send(Ok((runtime.handle().clone(), address)));
@@ -149,7 +154,7 @@ impl Node {
             runtime,
             waiting: Arc::default(),
             swarms: Mutex::default(),
-            threads: Mutex::new(vec![network, answerer]),
+            threads: Mutex::new(vec![network, answerer, unpacker]),
             started: Instant::now(),
         };
         let node = Self(Arc::new(inner));
@@ -298,9 +303,10 @@ fn open_loop(
     listen: SocketAddr,
     commands: mpsc::Receiver<Command>,
     answers: Answers,
+    jobs: mpsc::Sender<unpack::Job>,
 ) -> Result<(tokio::runtime::Runtime, EventLoop, SocketAddr), NodeError> {
     let (runtime, driver, address) = open_driver(listen)?;
-    Ok((runtime, EventLoop::new(driver, commands, answers), address))
+    Ok((runtime, EventLoop::new(driver, commands, answers, jobs), address))
 }
 
 /// A runtime for one thread, and an engine on a socket in it.

@@ -41,6 +41,16 @@ pub struct SwarmStatus {
     pub fetched_metadata_bytes: u64,
     /// Verified bytes from peers, for content of files.
     pub fetched_data_bytes: u64,
+    /// Verified bytes from peers, of frames.
+    pub fetched_frame_bytes: u64,
+    /// Bytes of content and metadata that frames decoded to.
+    pub decoded_bytes: u64,
+    /// Delta frames decoded.
+    pub delta_frames: u64,
+    /// Full frames decoded.
+    pub full_frames: u64,
+    /// Frames that were not used: damaged, or without their bases.
+    pub refused_frames: u64,
     /// Bytes answered from the cache without the network.
     pub local_bytes: u64,
     /// Runs that were served but not kept, because the cache's disk is full.
@@ -113,6 +123,11 @@ pub(super) fn swarm_status(swarm: &Swarm, report: SwarmReport) -> SwarmStatus {
         problem: news.problem,
         fetched_metadata_bytes: counters.fetched_metadata.load(Ordering::Relaxed),
         fetched_data_bytes: counters.fetched_data.load(Ordering::Relaxed),
+        fetched_frame_bytes: counters.fetched_frames.load(Ordering::Relaxed),
+        decoded_bytes: counters.decoded.load(Ordering::Relaxed),
+        delta_frames: counters.delta_frames.load(Ordering::Relaxed),
+        full_frames: counters.full_frames.load(Ordering::Relaxed),
+        refused_frames: counters.refused_frames.load(Ordering::Relaxed),
         local_bytes: counters.local.load(Ordering::Relaxed),
         uncached_runs: counters.uncached_runs.load(Ordering::Relaxed),
         failed_reads: counters.failed_reads.load(Ordering::Relaxed),

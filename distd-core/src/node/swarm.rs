@@ -17,7 +17,7 @@ use crate::unit::{BlockRange, ByteRange};
 use super::clock::unix_now_s;
 use super::event_loop::Command;
 use super::follow::TrustedHead;
-use super::reading::{Done, Purpose, ReadError};
+use super::reading::{Done, Purpose, ReadError, Way};
 
 /// Reads that may wait at one time in one node; a further one is refused.
 const READS_MAX: usize = 16_384;
@@ -37,6 +37,16 @@ pub(super) struct Counters {
     pub(super) fetched_metadata: AtomicU64,
     /// Verified bytes that came from peers, for content of files.
     pub(super) fetched_data: AtomicU64,
+    /// Verified bytes that came from peers, of frames.
+    pub(super) fetched_frames: AtomicU64,
+    /// Bytes that frames decoded to.
+    pub(super) decoded: AtomicU64,
+    /// Delta frames decoded.
+    pub(super) delta_frames: AtomicU64,
+    /// Full frames decoded.
+    pub(super) full_frames: AtomicU64,
+    /// Frames that did not give what the origin signed, or whose bases were gone.
+    pub(super) refused_frames: AtomicU64,
     /// Bytes answered from the cache without the network.
     pub(super) local: AtomicU64,
     /// Runs that the cache's disk refused (full): served, not kept.
@@ -85,6 +95,11 @@ impl Shared {
     fn news(&self) -> MutexGuard<'_, HeadNews> {
         // Nothing panics while it holds the lock; a poisoned one still holds a whole value.
         self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest head that is believed.
+    pub(super) fn trusted(&self) -> Option<Arc<TrustedHead>> {
+        self.news().trusted.clone()
     }
 
     /// The head that the cache has kept, proved anew.
@@ -200,6 +215,17 @@ impl Swarm {
         deadline: Instant,
         done: impl FnOnce(Result<Bytes, ReadError>) + Send + 'static,
     ) {
+        self.read_by(Way::Quick, blocks, purpose, deadline, done);
+    }
+
+    fn read_by(
+        &self,
+        way: Way,
+        blocks: BlockRange,
+        purpose: Purpose,
+        deadline: Instant,
+        done: impl FnOnce(Result<Bytes, ReadError>) + Send + 'static,
+    ) {
         let waiting = Arc::clone(&self.shared.waiting);
         let before = waiting.fetch_add(1, Ordering::AcqRel);
         let done: Done = Box::new(move |result| {
@@ -214,7 +240,7 @@ impl Swarm {
             return done(Err(ReadError::OutOfBounds { offset, len }));
         }
         let origin = self.shared.origin;
-        let command = Command::Read { origin, blocks, purpose, deadline, done };
+        let command = Command::Read { origin, blocks, purpose, way, deadline, done };
         if let Err(error) = self.commands.try_send(command) {
             let (error, command) = match error {
                 mpsc::error::TrySendError::Full(c) => (ReadError::Busy { waiting: before }, c),
@@ -233,8 +259,28 @@ impl Swarm {
         purpose: Purpose,
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
+        self.read_blocking_by(Way::Quick, blocks, purpose, deadline)
+    }
+
+    /// The same for who reads much in order: rather in few bytes than a little sooner.
+    pub fn read_blocking_cheaply(
+        &self,
+        blocks: BlockRange,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
+        self.read_blocking_by(Way::Cheap, blocks, purpose, deadline)
+    }
+
+    fn read_blocking_by(
+        &self,
+        way: Way,
+        blocks: BlockRange,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.read(blocks, purpose, deadline, move |result| {
+        self.read_by(way, blocks, purpose, deadline, move |result| {
             // Nobody listens any more only if the caller's thread is gone.
             let _ = sender.send(result);
         });

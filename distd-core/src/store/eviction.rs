@@ -118,6 +118,14 @@ impl CachedLog {
         state_file::save(self.directory(), PINS_NAME, &bytes)
     }
 
+    /// Counts granules as used longest ago: they are the first to go. For what has served its purpose.
+    pub fn retire(&self, blocks: BlockRange) {
+        let mut state = self.state();
+        for (munro, part) in by_munro(blocks) {
+            state.presence.touch(munro, part, 0);
+        }
+    }
+
     /// Gives up blocks; pinned ones stay. The disk space that this freed, in bytes.
     pub fn evict(&self, ranges: &[BlockRange]) -> u64 {
         let mut freed = 0;

@@ -67,6 +67,7 @@ pub use event::{
     FetchId, PeerReport, PeerState, SwarmCounters, SwarmKey, SwarmOptions, Transmit,
 };
 use half_open::HalfOpenTable;
+use interval::IntervalSet;
 use serve::Urgency;
 use swarm::Swarm;
 use timers::{Timer, Timers};
@@ -227,6 +228,19 @@ impl Engine {
     /// Gives a fetch up: [`Event::Failed`] follows unless it has ended.
     pub fn cancel(&mut self, _now: Instant, fetch: FetchId) {
         self.fail(fetch, FetchError::Cancelled);
+    }
+
+    /// Whether the open channels together have all of the blocks. Without any, nobody knows.
+    pub fn is_offered(&self, key: SwarmKey, blocks: BlockRange) -> bool {
+        let Some(swarm) = self.swarms.get(&key) else { return false };
+        let mut lacking = IntervalSet::default();
+        lacking.insert(blocks.start.0, blocks.end().0);
+        for channel in swarm.members.iter().filter_map(|index| self.channels.get(*index)) {
+            while let Some((start, end)) = lacking.first_common(&channel.source.availability) {
+                lacking.remove(start, end);
+            }
+        }
+        swarm.members.is_empty() || lacking.is_empty()
     }
 
     /// Blocks are stored from now on: they are served and announced.

@@ -116,7 +116,8 @@ fn read(
             let blocks = BlockRange::new(BlockIndex(start), count);
             let content = |source| GetError::Content { path: target.path.to_vec(), source };
             let deadline = Instant::now() + timeout;
-            let bytes = swarm.read_blocking(blocks, Purpose::Data, deadline).map_err(content)?;
+            let bytes =
+                swarm.read_blocking_cheaply(blocks, Purpose::Data, deadline).map_err(content)?;
             let len = (file.size - at).min(blocks.byte_len()) as usize;
             out.write_all_at(&bytes[..len], at).map_err(|error| GetError::System {
                 doing: "write",
