@@ -130,7 +130,7 @@ fn main() {
                 let blocks = bin.blocks().expect("blocks");
                 let candidates =
                     older.candidates(blocks, run).unwrap_or_else(|never| match never {});
-                let delta = delta::encode(seeds, bin, run, &candidates, level);
+                let delta = delta::encode(seeds, context, bin, run, &candidates, level);
                 let Some(delta) = delta else { return [full, full, 0, 0, 0, 1] };
                 let base: usize = delta.bases.iter().map(|b| b.byte_len() as usize).sum();
                 let mut bytes = Vec::new();

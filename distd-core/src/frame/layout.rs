@@ -18,6 +18,12 @@ pub(super) const CARRY: u8 = 4;
 /// Streams of a delta frame.
 pub(super) const STREAMS: usize = 4;
 
+/// Literals that take fewer bytes alone are not tried with the bases before them: to index the bases
+/// takes longer than everything else about such a frame.
+const PREFIXED_BYTES_MIN: usize = 4096;
+/// zstd level above which indexing the bases takes more time than it is worth.
+const PREFIX_LEVEL_MAX: i32 = 3;
+
 /// The streams of a delta frame, before compression.
 ///
 /// The output is made of literals and of copies from the bases in turn: `control` is a sequence of
@@ -55,7 +61,7 @@ impl DeltaStreams {
 
 /// A full frame of `bytes` as the content of `bin`; `None` if compression does not make it smaller.
 pub fn encode_full(context: &mut CCtx<'_>, bin: Bin, bytes: &[u8], level: i32) -> Option<Vec<u8>> {
-    let packed = pack(context, bytes, level, None)?;
+    let packed = pack(context, bytes, level)?;
     let mut frame = vec![FULL];
     put_varint(&mut frame, bin.uid());
     frame.extend(packed);
@@ -64,16 +70,25 @@ pub fn encode_full(context: &mut CCtx<'_>, bin: Bin, bytes: &[u8], level: i32) -
 
 /// A delta frame of `streams` for `bin`. `bases`: where literals may be compressed with them as the
 /// prefix.
-pub fn encode_delta(bin: Bin, streams: &DeltaStreams, bases: Option<&[u8]>, level: i32) -> Vec<u8> {
-    let mut context = CCtx::create();
+pub fn encode_delta(
+    context: &mut CCtx<'_>,
+    bin: Bin,
+    streams: &DeltaStreams,
+    bases: Option<&[u8]>,
+    level: i32,
+) -> Vec<u8> {
     let plain = [&streams.control, &streams.gaps, &streams.values, &streams.literals];
-    let mut packed: [Option<Vec<u8>>; STREAMS] =
-        plain.map(|stream| pack(&mut context, stream, level, None));
+    let mut packed: [Option<Vec<u8>>; STREAMS] = plain.map(|stream| pack(context, stream, level));
     let mut kind = DELTA | if streams.carry { CARRY } else { 0 };
-    if let Some(bases) = bases {
-        let prefixed = pack(&mut context, &streams.literals, level, Some(bases));
-        let alone = packed[3].as_ref().map_or(streams.literals.len(), Vec::len);
-        if let Some(prefixed) = prefixed.filter(|prefixed| prefixed.len() < alone) {
+    let alone = packed[3].as_ref().map_or(streams.literals.len(), Vec::len);
+    if let Some(bases) = bases.filter(|_| alone >= PREFIXED_BYTES_MIN) {
+        let mut prefixed = vec![0; alone - 1];
+        let level = level.min(PREFIX_LEVEL_MAX);
+        let written =
+            context.compress_using_dict(&mut prefixed[..], &streams.literals, bases, level);
+        // An error here says that it does not become smaller.
+        if let Ok(written) = written {
+            prefixed.truncate(written);
             packed[3] = Some(prefixed);
             kind |= PREFIX;
         }
@@ -90,36 +105,16 @@ pub fn encode_delta(bin: Bin, streams: &DeltaStreams, bases: Option<&[u8]>, leve
     frame
 }
 
-/// Compresses, with tables that cover the prefix; `None` if it does not become smaller.
-fn pack(
-    context: &mut CCtx<'_>,
-    bytes: &[u8],
-    level: i32,
-    prefix: Option<&[u8]>,
-) -> Option<Vec<u8>> {
+/// Compresses; `None` if it does not become smaller.
+fn pack(context: &mut CCtx<'_>, bytes: &[u8], level: i32) -> Option<Vec<u8>> {
     if bytes.is_empty() {
         return None;
     }
     let mut out = vec![0; bytes.len() - 1];
-    let written = match prefix {
-        None => {
-            context.reset(ResetDirective::SessionAndParameters).ok()?;
-            context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
-            context.compress2(&mut out[..], bytes)
-        }
-        Some(prefix) => {
-            // zstd sizes its tables by the content alone; most of the matches lie in the prefix.
-            let log = (prefix.len() + bytes.len()).next_power_of_two().trailing_zeros().max(10);
-            let mut context = CCtx::create();
-            context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
-            context.set_parameter(CParameter::WindowLog(log)).ok()?;
-            context.set_parameter(CParameter::HashLog(log)).ok()?;
-            context.set_parameter(CParameter::ChainLog(log)).ok()?;
-            context.ref_prefix(prefix).ok()?;
-            context.compress2(&mut out[..], bytes)
-        }
-    };
+    context.reset(ResetDirective::SessionAndParameters).ok()?;
+    context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
     // An error here says that the room of one byte less than before was not enough.
-    out.truncate(written.ok()?);
+    let written = context.compress2(&mut out[..], bytes).ok()?;
+    out.truncate(written);
     Some(out)
 }

@@ -122,7 +122,7 @@ fn delta_frames_need_their_bases_and_nothing_else() {
         block[100] = block[100].wrapping_add(3);
     }
     let bases = vec![BlockRange::new(BlockIndex(64), 40), BlockRange::new(BlockIndex(200), 24)];
-    let frame = encode_delta(bin, &streams(bin), None, 3);
+    let frame = encode_delta(&mut CCtx::create(), bin, &streams(bin), None, 3);
     assert!(frame.len() < 100, "{}", frame.len());
     let entry = entry(bin, frame.len(), bases);
     let mut decoder = FrameDecoder::new();
@@ -133,8 +133,8 @@ fn delta_frames_need_their_bases_and_nothing_else() {
     let mut streams = DeltaStreams::default();
     streams.push(bin.byte_len(), 0, 0);
     streams.literals.clone_from(&random);
-    let alone = encode_delta(bin, &streams, None, 3);
-    let frame = encode_delta(bin, &streams, Some(&random), 3);
+    let alone = encode_delta(&mut CCtx::create(), bin, &streams, None, 3);
+    let frame = encode_delta(&mut CCtx::create(), bin, &streams, Some(&random), 3);
     assert!(frame.len() < alone.len() / 10 && frame[0] == DELTA | PREFIX);
     let entry =
         FrameEntry { range: ByteRange { offset: 5 << 20, len: frame.len() as u64 }, ..entry };
@@ -178,7 +178,7 @@ proptest! {
         let old = content(1);
         let bin = Bin::new(FULL_FRAME_LAYER, MUNRO.0 * 16 + 1);
         let streams = DeltaStreams { carry: kind & CARRY != 0, ..streams(bin) };
-        let mut frame = encode_delta(bin, &streams, None, 3);
+        let mut frame = encode_delta(&mut CCtx::create(), bin, &streams, None, 3);
         let at = at.index(frame.len());
         frame[at] = value;
         let entry = entry(bin, frame.len(), vec![BlockRange::new(BlockIndex(64), 16)]);
@@ -242,7 +242,7 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
     }
     cases.push((crafted(bin, 0, [0; 8], &bomb), false));
     // Unknown kinds; full frames with bases and delta frames without.
-    let honest = encode_delta(bin, &streams(bin), None, 3);
+    let honest = encode_delta(&mut CCtx::create(), bin, &streams(bin), None, 3);
     let full = encode_full(&mut CCtx::create(), bin, base, 3).expect("smaller");
     cases.extend((1..=255).map(|kind| ([&[kind], &full[1..]].concat(), false)));
     cases.extend((8..=255).map(|kind| ([&[kind], &honest[1..]].concat(), true)));
@@ -250,7 +250,7 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
     cases.push((honest.clone(), false));
     // A valid frame for another run: of this munro, of others, of other layers.
     for other in (0..64).map(|at| Bin::new(FULL_FRAME_LAYER, at)).filter(|other| *other != bin) {
-        cases.push((encode_delta(other, &streams(bin), None, 3), true));
+        cases.push((encode_delta(&mut CCtx::create(), other, &streams(bin), None, 3), true));
     }
     // Copies from outside the base, beyond the run, and without end.
     for (literal, copied, distance) in [
@@ -267,9 +267,9 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
     ] {
         let mut streams = DeltaStreams::default();
         streams.push(literal, copied, distance);
-        cases.push((encode_delta(bin, &streams, None, 3), true));
+        cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
         streams.push(literal, copied, distance);
-        cases.push((encode_delta(bin, &streams, None, 3), true));
+        cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
     }
     // Changes behind the last byte, gaps without values, values without gaps.
     for (gaps, values) in [(vec![0xff, 0x7f], vec![1]), (vec![1; 3], vec![]), (vec![], vec![1; 3])]
@@ -277,7 +277,7 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
         let mut streams = DeltaStreams { gaps, values, ..DeltaStreams::default() };
         streams.push(0, len, 0);
         streams.gaps.extend([0xff, 0xff, 0x7f]);
-        cases.push((encode_delta(bin, &streams, None, 3), true));
+        cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
     }
     // Cut off anywhere.
     cases.extend((0..honest.len()).map(|end| (honest[..end].to_vec(), true)));

@@ -38,6 +38,7 @@ const MUNROS_WAITING_MAX: usize = 8;
 /// Hashing threads at most.
 const HASHERS_MAX: usize = 4;
 /// Munros after which what was written is synced in the background, so that the seal has less to do.
+/// Not in the first section: most of what is plain goes before the seal, and need not reach the disk.
 const SYNC_MUNROS: u64 = 64;
 
 /// Why an epoch cannot be appended. Nothing of it is committed then.
@@ -76,6 +77,8 @@ pub struct Appender {
     /// Content of the munro that is being filled, not yet on the disk.
     filling: Vec<u8>,
     munro: MunroIndex,
+    /// Sections before the one that is being written.
+    sections: u32,
     /// Written blocks whose content goes before the commit: frames hold it.
     dropped: Vec<BlockRange>,
     /// Munros all of whose content goes.
@@ -125,6 +128,7 @@ impl Appender {
             segments,
             filling: Vec::with_capacity(MUNRO_BYTES as usize),
             munro,
+            sections: 0,
             dropped: Vec::new(),
             emptied: Vec::new(),
             poisoned: false,
@@ -167,7 +171,11 @@ impl Appender {
     /// signed as zeros and takes no disk space.
     pub fn begin_section(&mut self) -> Result<(), AppendError> {
         self.check_poison()?;
-        if self.filling.is_empty() { Ok(()) } else { self.finish_munro() }
+        if !self.filling.is_empty() {
+            self.finish_munro()?;
+        }
+        self.sections += 1;
+        Ok(())
     }
 
     /// Reads blocks of this epoch back; they are not committed and so not verified.
@@ -321,6 +329,9 @@ impl Appender {
             std::mem::replace(&mut self.filling, Vec::with_capacity(MUNRO_BYTES as usize));
         content.resize(MUNRO_BYTES as usize, 0);
         self.hashers.hash(self.munro, content)?;
+        if self.sections > 0 && self.munro.0 % SYNC_MUNROS == SYNC_MUNROS - 1 {
+            self.hashers.send(Job::Sync(Segments::number_of(self.munro)))?;
+        }
         self.munro = MunroIndex(self.munro.0 + 1);
         self.poisoned = false;
         Ok(())
@@ -387,11 +398,7 @@ impl Hashers {
         if let Some(error) = self.done().failed.take() {
             return Err(error);
         }
-        self.send(Job::Hash(munro, content))?;
-        if munro.0 % SYNC_MUNROS == SYNC_MUNROS - 1 {
-            self.send(Job::Sync(Segments::number_of(munro)))?;
-        }
-        Ok(())
+        self.send(Job::Hash(munro, content))
     }
 
     fn send(&self, job: Job) -> Result<(), AppendError> {

@@ -458,29 +458,6 @@ fn a_kill_between_any_two_changes_loses_only_what_was_not_flushed() {
 }
 
 #[test]
-fn a_run_in_memory_is_read_without_waiting() {
-    let fixture = Fixture::new();
-    let (cache, log) = fixture.open();
-    let bin = GranuleIndex(1).bin();
-    assert!(matches!(log.read_run_now(bin), Ok(None)));
-    log.put(&run(bin)).expect("put");
-    // What was just written is in the page cache, where the file system can tell.
-    let tells = |found: Result<Option<_>, _>| match found {
-        Ok(found) => found.is_some(),
-        Err(ReadError::WouldBlock) => true,
-        Err(error) => panic!("{error}"),
-    };
-    assert!(tells(log.read_run_now(bin)));
-    cache.flush().expect("flushed");
-    drop((cache, log));
-    let (_cache, log) = fixture.open();
-    // The signature and the hashes are not in memory after a start.
-    assert!(matches!(log.read_run_now(bin), Err(ReadError::WouldBlock)));
-    assert!(log.read_run(bin).expect("readable").is_some());
-    assert!(tells(log.read_run_now(bin)));
-}
-
-#[test]
 fn a_cache_is_for_one_process_and_one_user() {
     let fixture = Fixture::new();
     let (cache, log) = fixture.open();

@@ -12,6 +12,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use bytes::Bytes;
 use lru::LruCache;
 
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,6 @@ use crate::unit::{Bin, BlockIndex, BlockRange, MunroIndex};
 use super::cache::Shared;
 use super::directory::Directory;
 use super::eviction::Pins;
-use super::log::Patience;
 use super::nodes::{MunroNodes, by_munro, trusted_record};
 use super::presence::{
     Bits, PresenceMap, and, and_not, bits_of, granule_bits, or, push_joined, runs,
@@ -117,15 +117,6 @@ impl CachedLog {
 
     /// A run of blocks within one munro with its proof, to serve it; `None` if not all of it is held.
     pub fn read_run(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
-        self.read_run_as(bin, Patience::Waits)
-    }
-
-    /// The same without waiting for the disk: [`ReadError::WouldBlock`] if it is needed.
-    pub fn read_run_now(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
-        self.read_run_as(bin, Patience::None)
-    }
-
-    fn read_run_as(&self, bin: Bin, patience: Patience) -> Result<Option<VerifiedRun>, ReadError> {
         let (Some(munro), Some(blocks)) = (bin.munro(), bin.blocks()) else { return Ok(None) };
         if bin.layer() > MUNRO_LAYER {
             return Ok(None);
@@ -134,13 +125,14 @@ impl CachedLog {
         if !self.state().presence.holds(munro, blocks) {
             return Ok(None);
         }
-        let Some((nodes, file)) = self.open_munro(munro, patience)? else {
+        let Some((nodes, file)) = self.open_munro(munro)? else {
             self.drop_damaged(munro, munro.blocks());
             return Ok(None);
         };
         self.prove_blocks(&nodes, &file, blocks);
-        let bytes = match patience.read(&file, blocks) {
-            Ok(read) => read?,
+        let read = file.read_vec(content_offset(blocks.start), blocks.byte_len() as usize);
+        let bytes: Bytes = match read {
+            Ok(read) => read.into(),
             Err(error) => {
                 tracing::warn!(%error, "the cache cannot be read there");
                 self.drop_damaged(munro, blocks);
@@ -206,7 +198,7 @@ impl CachedLog {
             push_joined(missing, part);
             return Ok(());
         }
-        let Some((nodes, file)) = self.open_munro(munro, Patience::Waits)? else {
+        let Some((nodes, file)) = self.open_munro(munro)? else {
             self.drop_damaged(munro, munro.blocks());
             push_joined(missing, part);
             return Ok(());
@@ -280,7 +272,7 @@ impl CachedLog {
         if cut == [0; 4] {
             return going;
         }
-        let Ok(Some((nodes, file))) = self.open_munro(munro, Patience::Waits) else {
+        let Ok(Some((nodes, file))) = self.open_munro(munro) else {
             return going;
         };
         for part in runs(munro, and_not(and(held, cut), going)) {
@@ -298,7 +290,7 @@ impl CachedLog {
     /// The signed munro, if something of it is held or it was used lately.
     pub fn munro(&self, munro: MunroIndex) -> Result<Option<VerifiedMunro>, ReadError> {
         let _io = self.io();
-        Ok(self.open_munro(munro, Patience::Waits)?.map(|(nodes, _)| nodes.trust()))
+        Ok(self.open_munro(munro)?.map(|(nodes, _)| nodes.trust()))
     }
 
     /// The parts of `blocks` that are not held.
@@ -397,17 +389,10 @@ impl CachedLog {
     }
 
     /// The nodes and the segment of a munro; `None` if its record is missing or forged.
-    fn open_munro(
-        &self,
-        munro: MunroIndex,
-        patience: Patience,
-    ) -> Result<Option<OpenMunro>, ReadError> {
+    fn open_munro(&self, munro: MunroIndex) -> Result<Option<OpenMunro>, ReadError> {
         let Some(file) = self.segments.open(Segments::number_of(munro))? else { return Ok(None) };
         if let Some(nodes) = self.state().nodes.get(&munro.0) {
             return Ok(Some((Arc::clone(nodes), file)));
-        }
-        if patience == Patience::None {
-            return Err(ReadError::WouldBlock);
         }
         let loaded = trusted_record(&file, munro, &self.origin).and_then(|record| {
             record

@@ -12,13 +12,12 @@ use lru::LruCache;
 
 use crate::frame::{EpochItem, EpochList, FrameDecoder, FrameEntry, IndexEntry, MunroFrames, Part};
 use crate::head::Head;
-use crate::limits::{GRANULE_BYTES, GRANULE_LAYER};
+use crate::limits::GRANULE_LAYER;
 use crate::tree::VerifiedMunro;
 use crate::unit::{Bin, BlockRange, ByteRange, MunroIndex};
 
-use super::log::Patience;
 use super::nodes::MunroNodes;
-use super::segment::SegmentFile;
+use super::segment::{SegmentFile, content_offset};
 use super::{OriginLog, ReadError};
 
 /// Decoded bytes that are kept.
@@ -32,6 +31,7 @@ pub(super) struct Framed {
     epochs: Mutex<(u64, Arc<EpochList>)>,
     records: Mutex<LruCache<u64, Option<Arc<MunroFrames>>>>,
     decoded: Mutex<Decoded>,
+    decoders: Mutex<Vec<FrameDecoder>>,
 }
 
 struct Decoded {
@@ -45,6 +45,7 @@ impl Framed {
             epochs: Mutex::default(),
             records: Mutex::new(LruCache::new(RECORDS_MAX)),
             decoded: Mutex::new(Decoded { runs: LruCache::unbounded(), bytes: 0 }),
+            decoders: Mutex::default(),
         }
     }
 }
@@ -71,17 +72,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl OriginLog {
     /// The epochs that have frames, as the newest head lists them.
     pub fn epochs(&self) -> Result<Arc<EpochList>, ReadError> {
-        self.epochs_as(Patience::Waits)
-    }
-
-    fn epochs_as(&self, patience: Patience) -> Result<Arc<EpochList>, ReadError> {
         let Some(commit) = self.committed() else { return Ok(Arc::default()) };
         let (munros, known) = lock(&self.framed().epochs).clone();
         if munros == commit.munros {
             return Ok(known);
-        }
-        if patience == Patience::None {
-            return Err(ReadError::WouldBlock);
         }
         // Without a list, what only frames hold reads as damaged, and all else as it is: so one
         // damaged block of the head does not take the whole log with it.
@@ -125,51 +119,40 @@ impl OriginLog {
     }
 
     /// The full frames that stand for the munro's plain bytes.
-    fn full_frames(
-        &self,
-        trust: VerifiedMunro,
-        patience: Patience,
-    ) -> Result<Option<Arc<MunroFrames>>, ReadError> {
-        let epochs = self.epochs_as(patience)?;
+    fn full_frames(&self, trust: VerifiedMunro) -> Result<Option<Arc<MunroFrames>>, ReadError> {
+        let epochs = self.epochs()?;
         let Some(item) = epochs.covering(trust.munro().blocks().start) else { return Ok(None) };
         if let Some(known) = lock(&self.framed().records).get(&trust.munro().0) {
             return Ok(known.clone());
-        }
-        if patience == Patience::None {
-            return Err(ReadError::WouldBlock);
         }
         let frames = self.read_record(item, trust, Part::Full)?.map(Arc::new);
         lock(&self.framed().records).put(trust.munro().0, frames.clone());
         Ok(frames)
     }
 
-    /// The content of blocks of one munro, stored or decoded. What was decoded is verified, what was
-    /// stored is not yet.
+    /// The content of blocks of one munro. `stored` reads what is stored as it is; what is decoded
+    /// from frames is verified.
     pub(super) fn content(
         &self,
         nodes: &MunroNodes,
-        file: &SegmentFile,
         blocks: BlockRange,
-        patience: Patience,
+        stored: impl Fn(BlockRange) -> Result<Bytes, ReadError>,
     ) -> Result<Bytes, ReadError> {
-        let Some(frames) = self.full_frames(nodes.trust(), patience)? else {
-            return Ok(patience.read(file, blocks)??);
-        };
+        let Some(frames) = self.full_frames(nodes.trust())? else { return stored(blocks) };
         let mut parts = Vec::new();
         let mut at = blocks;
         for entry in frames.covering(blocks) {
             let part = entry.blocks().intersection(blocks);
             if at.start < part.start {
-                let before = BlockRange::new(at.start, part.start.0 - at.start.0);
-                parts.push(patience.read(file, before)??);
+                parts.push(stored(BlockRange::new(at.start, part.start.0 - at.start.0))?);
             }
-            let run = self.decoded(nodes, entry, patience)?;
+            let run = self.decoded(nodes, entry)?;
             let from = (part.byte_offset() - entry.blocks().byte_offset()) as usize;
             parts.push(run.slice(from..from + part.byte_len() as usize));
             at = BlockRange::new(part.end(), blocks.end().0 - part.end().0);
         }
         if !at.is_empty() {
-            parts.push(patience.read(file, at)??);
+            parts.push(stored(at)?);
         }
         if let [only] = parts.as_slice() {
             return Ok(only.clone());
@@ -181,37 +164,53 @@ impl OriginLog {
         Ok(bytes.freeze())
     }
 
-    /// What a full frame decodes to, verified; the munro's tree knows all its nodes then.
+    /// What a full frame decodes to, verified.
     pub(super) fn decoded(
         &self,
         nodes: &MunroNodes,
         entry: &FrameEntry,
-        patience: Patience,
     ) -> Result<Bytes, ReadError> {
-        let known = lock(&self.framed().decoded).runs.get(&entry.bin).cloned();
-        let bytes = match known {
-            Some(bytes) => bytes,
-            None if patience == Patience::None => return Err(ReadError::WouldBlock),
-            None => {
-                let frame = self.read_stored(entry.range)?;
-                Bytes::from(FrameDecoder::new().decode(entry, &frame, &[])?)
-            }
-        };
-        let right = if nodes.proves(entry.blocks().start) {
-            nodes.wrong(entry.blocks(), &bytes).is_empty()
-        } else {
-            // Where frames hold the content, the disk has no hashes below granules.
-            let granules = bytes.chunks_exact(GRANULE_BYTES as usize).enumerate();
-            let first = entry.bin.chunks().start.0 >> GRANULE_LAYER;
-            nodes.verify(entry.bin, bytes.clone()).is_ok()
-                && granules
-                    .map(|(i, content)| (Bin::new(GRANULE_LAYER, first + i as u64), content))
-                    .all(|(granule, content)| nodes.learn_blocks(granule, content))
-        };
-        if !right {
+        if let Some(known) = lock(&self.framed().decoded).runs.get(&entry.bin) {
+            return Ok(known.clone());
+        }
+        let frame = self.read_stored(entry.range)?;
+        let decoder = lock(&self.framed().decoders).pop();
+        let mut decoder = decoder.unwrap_or_default();
+        let bytes = Bytes::from(decoder.decode(entry, &frame, &[])?);
+        // As many as threads read at once.
+        lock(&self.framed().decoders).push(decoder);
+        if !nodes.wrong(entry.blocks(), &bytes).is_empty() {
             return Err(ReadError::Damaged { blocks: entry.blocks() });
         }
         lock(&self.framed().decoded).put(entry.bin, bytes.clone());
         Ok(bytes)
     }
+
+    /// Proves the blocks of a bin that is less than a granule one by one, from the whole granule:
+    /// where frames hold the content, the disk has no hashes below granules.
+    pub(super) fn prove_blocks(
+        &self,
+        nodes: &MunroNodes,
+        file: &SegmentFile,
+        bin: Bin,
+    ) -> Result<(), ReadError> {
+        let Some(first) = bin.blocks().map(|blocks| blocks.start) else { return Ok(()) };
+        if bin.layer() >= GRANULE_LAYER || nodes.proves(first) {
+            return Ok(());
+        }
+        let granule = first.granule();
+        let content =
+            self.content(nodes, granule.blocks(), |blocks| read_stored_blocks(file, blocks))?;
+        // What is wrong is found out by the read that follows.
+        nodes.learn_blocks(granule.bin(), &content);
+        Ok(())
+    }
+}
+
+/// Blocks as they are stored, not verified.
+pub(super) fn read_stored_blocks(
+    file: &SegmentFile,
+    blocks: BlockRange,
+) -> Result<Bytes, ReadError> {
+    Ok(file.read_vec(content_offset(blocks.start), blocks.byte_len() as usize)?.into())
 }

@@ -18,11 +18,9 @@ use crate::tree::{Frontier, NodeHash, SignatureError, VerifiedMunro, VerifiedRun
 use crate::unit::{Bin, BlockRange, ByteRange, MunroIndex};
 
 use super::directory::{Access, Directory};
-use super::framed::Framed;
+use super::framed::{Framed, read_stored_blocks};
 use super::nodes::{MunroNodes, by_munro, trusted_record};
-use super::segment::{
-    DescriptorPool, Kind, SegmentFile, Segments, content_offset, decode_record, encode_record,
-};
+use super::segment::{DescriptorPool, Kind, SegmentFile, Segments, decode_record, encode_record};
 use super::{DiskError, OpenError, StateError, state_file};
 
 /// Munros whose signature and tree are kept in memory, about 33 KiB each.
@@ -37,41 +35,6 @@ pub struct OriginLog {
     committed: RwLock<Committed>,
     nodes: Mutex<LruCache<u64, Arc<MunroNodes>>>,
     framed: Framed,
-}
-
-/// Whether a read may wait for the disk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Patience {
-    Waits,
-    None,
-}
-
-/// The bytes are not in memory and the reader does not wait.
-pub(super) struct WouldBlock;
-
-impl Patience {
-    /// Reads the content of blocks of one munro.
-    pub(super) fn read(
-        self,
-        file: &SegmentFile,
-        blocks: BlockRange,
-    ) -> Result<Result<Bytes, WouldBlock>, DiskError> {
-        let (offset, len) = (content_offset(blocks.start), blocks.byte_len() as usize);
-        match self {
-            Self::Waits => file.read_vec(offset, len).map(|bytes| Ok(bytes.into())),
-            Self::None => {
-                let mut bytes = vec![0; len];
-                let read = file.read_now(offset, &mut bytes)?;
-                Ok(if read { Ok(bytes.into()) } else { Err(WouldBlock) })
-            }
-        }
-    }
-}
-
-impl From<WouldBlock> for ReadError {
-    fn from(_: WouldBlock) -> Self {
-        Self::WouldBlock
-    }
 }
 
 /// How far a log reaches.
@@ -112,9 +75,6 @@ pub enum ReadError {
         /// The smallest range known to be wrong.
         blocks: BlockRange,
     },
-    /// The disk would have to be waited for: read it from a thread that may wait.
-    #[error("the bytes are not in memory")]
-    WouldBlock,
     /// The index of frames.
     #[error("{0}: run verify")]
     Index(#[from] IndexError),
@@ -210,21 +170,13 @@ impl OriginLog {
 
     /// A run of blocks within one munro with its proof; `None` beyond what is committed.
     pub fn read_run(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
-        self.read_run_as(bin, Patience::Waits)
-    }
-
-    /// The same without waiting for the disk: [`ReadError::WouldBlock`] if it is needed.
-    pub fn read_run_now(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
-        self.read_run_as(bin, Patience::None)
-    }
-
-    fn read_run_as(&self, bin: Bin, patience: Patience) -> Result<Option<VerifiedRun>, ReadError> {
         let (Some(munro), Some(blocks)) = (bin.munro(), bin.blocks()) else { return Ok(None) };
         if bin.layer() > MUNRO_LAYER || munro.0 >= self.known().frontier.munros() {
             return Ok(None);
         }
-        let (nodes, file) = self.open_munro(munro, patience)?;
-        let bytes = self.content(&nodes, &file, blocks, patience)?;
+        let (nodes, file) = self.open_munro(munro)?;
+        self.prove_blocks(&nodes, &file, bin)?;
+        let bytes = self.content(&nodes, blocks, |part| read_stored_blocks(&file, part))?;
         nodes.verify(bin, bytes.clone()).map(Some).map_err(|_| {
             let wrong = nodes.wrong(blocks, &bytes);
             ReadError::Damaged { blocks: wrong.first().copied().unwrap_or(blocks) }
@@ -237,7 +189,7 @@ impl OriginLog {
     /// If `out` is not `blocks.byte_len()` long.
     pub fn read_blocks(&self, blocks: BlockRange, out: &mut [u8]) -> Result<(), ReadError> {
         self.read_parts(blocks, out, |nodes, file, part| {
-            self.content(nodes, file, part, Patience::Waits)
+            self.content(nodes, part, |stored| read_verified(nodes, file, stored))
         })
     }
 
@@ -248,11 +200,7 @@ impl OriginLog {
 
     /// Reads bytes that are stored as they are, verified: of frames, their index, or heads.
     pub(super) fn read_stored(&self, range: ByteRange) -> Result<Vec<u8>, ReadError> {
-        self.read_range(range, |blocks, out| {
-            self.read_parts(blocks, out, |_, file, part| {
-                Ok(file.read_vec(content_offset(part.start), part.byte_len() as usize)?.into())
-            })
-        })
+        self.read_range(range, |blocks, out| self.read_parts(blocks, out, read_verified))
     }
 
     fn read_parts(
@@ -270,12 +218,8 @@ impl OriginLog {
         for (munro, part) in by_munro(blocks) {
             let (content, after) = rest.split_at_mut(part.byte_len() as usize);
             rest = after;
-            let (nodes, file) = self.open_munro(munro, Patience::Waits)?;
-            let bytes = read(&nodes, &file, part)?;
-            if let Some(wrong) = nodes.wrong(part, &bytes).first() {
-                return Err(ReadError::Damaged { blocks: *wrong });
-            }
-            content.copy_from_slice(&bytes);
+            let (nodes, file) = self.open_munro(munro)?;
+            content.copy_from_slice(&read(&nodes, &file, part)?);
         }
         Ok(())
     }
@@ -304,7 +248,7 @@ impl OriginLog {
             let blocks = munro.blocks();
             return Err(ReadError::Beyond { blocks, end: end * blocks.count });
         }
-        Ok(self.open_munro(munro, Patience::Waits)?.0.trust())
+        Ok(self.open_munro(munro)?.0.trust())
     }
 
     /// A committed munro's hash, for proofs.
@@ -331,7 +275,6 @@ impl OriginLog {
     pub(super) fn open_munro(
         &self,
         munro: MunroIndex,
-        patience: Patience,
     ) -> Result<(Arc<MunroNodes>, Arc<SegmentFile>), ReadError> {
         let unsigned = SignatureError { munro, origin: self.origin };
         let Some(file) = self.segments.open(Segments::number_of(munro))? else {
@@ -341,13 +284,23 @@ impl OriginLog {
         if let Some(nodes) = lock().get(&munro.0) {
             return Ok((Arc::clone(nodes), file));
         }
-        if patience == Patience::None {
-            return Err(ReadError::WouldBlock);
-        }
         let trust = trusted_record(&file, munro, &self.origin)?.ok_or(unsigned)??;
         let nodes = Arc::new(MunroNodes::load(&file, trust, true)?);
         lock().put(munro.0, Arc::clone(&nodes));
         Ok((nodes, file))
+    }
+}
+
+/// Blocks of one munro as they are stored, verified.
+fn read_verified(
+    nodes: &MunroNodes,
+    file: &SegmentFile,
+    blocks: BlockRange,
+) -> Result<Bytes, ReadError> {
+    let bytes = read_stored_blocks(file, blocks)?;
+    match nodes.wrong(blocks, &bytes).first() {
+        None => Ok(bytes),
+        Some(wrong) => Err(ReadError::Damaged { blocks: *wrong }),
     }
 }
 

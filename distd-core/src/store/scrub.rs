@@ -8,7 +8,7 @@ use crate::limits::MUNRO_LAYER;
 use crate::tree::{Frontier, MunroTree, NodeHash, VerifiedMunro};
 use crate::unit::{Bin, BlockRange, MunroIndex};
 
-use super::log::Patience;
+use super::framed::read_stored_blocks;
 use super::nodes::{MunroNodes, trusted_record};
 use super::segment::{GRANULE_TABLE_BYTES, SegmentFile, Segments, TABLE_BYTES, table_offset};
 use super::{OriginLog, ReadError};
@@ -99,8 +99,8 @@ impl OriginLog {
 
     /// The munro's content, decoded where frames hold it.
     fn content_of(&self, trust: VerifiedMunro) -> Result<Bytes, ReadError> {
-        let (nodes, file) = self.open_munro(trust.munro(), Patience::Waits)?;
-        self.content(&nodes, &file, trust.munro().blocks(), Patience::Waits)
+        let (nodes, file) = self.open_munro(trust.munro())?;
+        self.content(&nodes, trust.munro().blocks(), |blocks| read_stored_blocks(&file, blocks))
     }
 
     /// The runs whose full frames do not give what was signed: nothing else holds them.
@@ -117,8 +117,7 @@ impl OriginLog {
             Err(_) => return Ok(vec![Damage::Content { blocks: munro.blocks() }]),
         };
         let nodes = MunroNodes::load(file, trust, true)?;
-        let undecodable =
-            |entry: &&FrameEntry| self.decoded(&nodes, entry, Patience::Waits).is_err();
+        let undecodable = |entry: &&FrameEntry| self.decoded(&nodes, entry).is_err();
         let wrong = frames.frames().iter().filter(undecodable);
         Ok(wrong.map(|entry| Damage::Content { blocks: entry.blocks() }).collect())
     }

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 use rustix::fs::FallocateFlags;
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use crate::keys::{NtpTime, OriginId};
@@ -273,18 +273,6 @@ impl SegmentFile {
             }
         }
         Ok(())
-    }
-
-    /// Reads if all of it lies in memory; `false` if the disk would have to be waited for.
-    pub(super) fn read_now(&self, offset: u64, out: &mut [u8]) -> Result<bool, DiskError> {
-        let len = out.len();
-        let mut into = [io::IoSliceMut::new(out)];
-        match rustix::io::preadv2(&self.file, &mut into, offset, ReadWriteFlags::NOWAIT) {
-            Ok(count) => Ok(count == len),
-            // Not cached, or a file system that cannot tell.
-            Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
-            Err(source) => Err(DiskError::new("read", &self.path, source)),
-        }
     }
 
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {

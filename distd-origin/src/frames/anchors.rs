@@ -1,6 +1,6 @@
 //! Where in older content something similar lies: a table of sampled places, found by what is there.
 //!
-//! A place is sampled by its content (a rolling hash over 32 bytes), so that the same bytes are
+//! A place is sampled by its content (a hash of its first bytes), so that the same bytes are
 //! sampled wherever they lie. The table names the region of the first such place.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ const WINDOW_BYTES: usize = 32;
 /// Anchors at most, 16 bytes of memory each.
 const ANCHORS_MAX: usize = 8 << 20;
 /// One place in so many is sampled, at least, as a power of two.
-const SAMPLE_BITS_MIN: u32 = 5;
+const SAMPLE_BITS_MIN: u32 = 7;
 
 /// The anchors of older content, in numbered regions.
 pub struct Anchors {
@@ -80,35 +80,23 @@ impl Anchors {
     }
 }
 
-/// Calls `anchor` with a hash for each sampled place.
+/// Calls `anchor` with a hash for each sampled place: where the first eight of its bytes hash to a
+/// small number. Runs of one byte, which are everywhere, are no places.
 fn sample(bytes: &[u8], bits: u32, mut anchor: impl FnMut(u64)) {
-    let mut rolling = 0u32;
-    for (i, byte) in bytes.iter().enumerate() {
-        // A byte leaves a 32-bit shift register after 32 steps.
-        rolling = (rolling << 1).wrapping_add(GEAR[usize::from(*byte)]);
-        if rolling >> (u32::BITS - bits) != 0 || i + 1 < WINDOW_BYTES {
+    let bound = 1u64 << (u64::BITS - bits);
+    for window in bytes.windows(WINDOW_BYTES) {
+        let [first, ..] = window.as_chunks::<8>().0 else { return };
+        let first = u64::from_le_bytes(*first);
+        if (first ^ SALT).wrapping_mul(MULTIPLIER) >= bound || first == first.rotate_left(8) {
             continue;
         }
-        let (words, _) = bytes[i + 1 - WINDOW_BYTES..=i].as_chunks::<8>();
-        let words = words.iter().map(|word| u64::from_le_bytes(*word));
+        let words = window.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
         let hash = words.fold(0u64, |hash, word| {
             (hash ^ word).wrapping_mul(0x9fb2_1c65_1e98_df25).rotate_left(29)
         });
-        anchor((hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        anchor((hash ^ hash >> 32).wrapping_mul(MULTIPLIER));
     }
 }
 
-/// A random number for each byte.
-static GEAR: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut state = 0x2545_f491_4f6c_dd1du64;
-    let mut i = 0;
-    while i < 256 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        table[i] = (state >> 32) as u32;
-        i += 1;
-    }
-    table
-};
+const SALT: u64 = 0x2545_f491_4f6c_dd1d;
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -7,8 +7,9 @@ use distd_core::limits::{
     BLOCK_BYTES, FRAME_BASE_BLOCKS_MAX, FRAME_BASE_EXTENTS_MAX, FRAME_CONTROL_BYTES_MAX,
 };
 use distd_core::unit::{Bin, BlockIndex, BlockRange};
+use zstd::zstd_safe::CCtx;
 
-use super::matching::{Copy, Seeds, find_copies};
+use super::matching::{Copy, Seeds, equal_bytes, find_copies};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// A base extent must give so many bytes, or its copies are not worth the blocks that they need.
@@ -32,12 +33,15 @@ pub struct Delta {
     pub frame: Vec<u8>,
     /// What it needs.
     pub bases: Vec<BlockRange>,
+    /// The bytes of these.
+    pub base_bytes: Vec<u8>,
 }
 
 /// Encodes `new` as the content of `bin` against the candidates; `None` if they have nothing to
 /// give.
 pub fn encode(
     seeds: &mut Seeds,
+    compressor: &mut CCtx<'_>,
     bin: Bin,
     new: &[u8],
     candidates: &Candidates,
@@ -65,15 +69,15 @@ pub fn encode(
         .into_iter()
         .map(|copy| Copy { base: moved[&(copy.base / BLOCK)] + copy.base % BLOCK, ..copy })
         .collect();
-    let plain = streams(&copies, &bytes, new, false);
-    let carrying = streams(&copies, &bytes, new, true);
-    // Fewer changes are the better proxy than compressing both.
-    let best = if carrying.values.len() < plain.values.len() { carrying } else { plain };
+    let streams = streams(&copies, &bytes, new);
     let len = new.len();
-    let fits = best.control.len() <= FRAME_CONTROL_BYTES_MAX
-        && best.gaps.len() <= len
-        && best.values.len() + best.literals.len() <= len;
-    fits.then(|| Delta { frame: encode_delta(bin, &best, Some(&bytes), level), bases })
+    let fits = streams.control.len() <= FRAME_CONTROL_BYTES_MAX
+        && streams.gaps.len() <= len
+        && streams.values.len() + streams.literals.len() <= len;
+    fits.then(|| {
+        let frame = encode_delta(compressor, bin, &streams, Some(&bytes), level);
+        Delta { frame, bases, base_bytes: bytes }
+    })
 }
 
 /// Keeps the copies whose blocks are worth it, within the bounds of a base: the copies, and the
@@ -131,43 +135,54 @@ fn choose_base(
     (copies, used)
 }
 
-fn streams(copies: &[Copy], base: &[u8], new: &[u8], carry: bool) -> DeltaStreams {
-    let mut streams = DeltaStreams { carry, ..DeltaStreams::default() };
-    let (mut at, mut base_at, mut gap) = (0, 0, 0u64);
+fn streams(copies: &[Copy], base: &[u8], new: &[u8]) -> DeltaStreams {
+    let mut streams = DeltaStreams::default();
+    let (mut at, mut base_at) = (0, 0);
     for copy in copies {
         streams.literals.extend_from_slice(&new[at..copy.new]);
         let distance = copy.base as i64 - base_at as i64;
         streams.push((copy.new - at) as u64, copy.len as u64, distance);
         at = copy.new + copy.len;
         base_at = copy.base + copy.len;
-        let pair = (&base[copy.base..base_at], &new[copy.new..at]);
-        gap = changes(&mut streams, pair, gap);
     }
     if at < new.len() {
         streams.literals.extend_from_slice(&new[at..]);
         streams.push((new.len() - at) as u64, 0, 0);
     }
-    streams
+    let plain = changes(copies, base, new, false);
+    let carrying = changes(copies, base, new, true);
+    // Fewer changes are the better proxy than compressing both.
+    let best = if carrying.values.len() < plain.values.len() { carrying } else { plain };
+    DeltaStreams { control: streams.control, literals: streams.literals, ..best }
 }
 
-/// Adds what differs between a copy's base and its new bytes, `gap` copied bytes behind the last
-/// change; gives the copied bytes behind this copy's last one.
-fn changes(streams: &mut DeltaStreams, (base, new): (&[u8], &[u8]), mut gap: u64) -> u64 {
-    // What a decoder has made of the base so far.
-    let mut made = base.to_vec();
-    for i in 0..made.len() {
-        let value = new[i].wrapping_sub(made[i]);
-        if value == 0 {
-            gap += 1;
-            continue;
-        }
-        streams.change(gap, value);
-        gap = 0;
-        if streams.carry {
-            add_carrying(&mut made[i..], value);
+/// What differs between the copies' bases and their new bytes.
+fn changes(copies: &[Copy], base: &[u8], new: &[u8], carry: bool) -> DeltaStreams {
+    let mut streams = DeltaStreams { carry, ..DeltaStreams::default() };
+    // Copied bytes behind the last change.
+    let mut gap = 0;
+    // What a decoder has made of a copy's base so far.
+    let mut made = Vec::new();
+    for copy in copies {
+        let new = &new[copy.new..copy.new + copy.len];
+        made.clear();
+        made.extend_from_slice(&base[copy.base..copy.base + copy.len]);
+        let mut at = 0;
+        while at < made.len() {
+            let equal = equal_bytes(&made[at..], &new[at..]);
+            gap += equal as u64;
+            at += equal;
+            let Some(byte) = made.get(at) else { break };
+            let value = new[at].wrapping_sub(*byte);
+            streams.change(gap, value);
+            gap = 0;
+            if carry {
+                add_carrying(&mut made[at..], value);
+            }
+            at += 1;
         }
     }
-    gap
+    streams
 }
 
 #[cfg(test)]
@@ -185,7 +200,7 @@ mod tests {
 
     /// Encodes and decodes again; the frame's length.
     fn round(bin: Bin, new: &[u8], candidates: &Candidates) -> Option<usize> {
-        let delta = encode(&mut Seeds::default(), bin, new, candidates, 3)?;
+        let delta = encode(&mut Seeds::default(), &mut CCtx::create(), bin, new, candidates, 3)?;
         let block = |block: BlockIndex| {
             let at = candidates.blocks.iter().position(|known| *known == block).expect("offered");
             &candidates.bytes[at * BLOCK..(at + 1) * BLOCK]

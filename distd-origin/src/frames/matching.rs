@@ -91,7 +91,7 @@ fn seed(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 /// Equal bytes at the beginning of both.
-fn equal_bytes(a: &[u8], b: &[u8]) -> usize {
+pub(super) fn equal_bytes(a: &[u8], b: &[u8]) -> usize {
     let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
     let mut len = 0;
     for (a, b) in words {

@@ -14,8 +14,14 @@ use super::delta::Candidates;
 const REGION_BLOCKS: u64 = 8;
 /// Regions that are read at once when anchors are made.
 const READ_REGIONS: u64 = 64;
-/// Blocks that are tried as a base for one run, before the useless ones are dropped.
-const CANDIDATES_MAX: usize = 512;
+/// Blocks that hints may name for one run.
+const HINTED_BLOCKS_MAX: usize = 384;
+/// Blocks that are tried as a base for one run, before the useless ones are dropped: to index them is
+/// most of the work. Measured on two kernel packages (update, CPU seconds for all): 128: 23.9 MB, 9 s;
+/// 192: 20.9 MB, 10 s; 256: 20.5 MB, 11 s; 512: 20.6 MB, 17 s.
+const CANDIDATES_MAX: usize = 256;
+/// Blocks that are left for what anchors find, however many hints there are.
+const FOUND_BLOCKS_MIN: usize = 96;
 /// Anchors that a region must share with the run to be tried.
 const SHARED_MIN: u32 = 2;
 
@@ -97,16 +103,14 @@ impl<'a, B: OlderBlocks> Older<'a, B> {
     /// What to try for the blocks of a new run.
     pub fn candidates(&self, run: BlockRange, bytes: &[u8]) -> Result<Candidates, B::Error> {
         let mut chosen: BTreeSet<BlockIndex> = BTreeSet::new();
-        let room = |chosen: &BTreeSet<_>| CANDIDATES_MAX - chosen.len().min(CANDIDATES_MAX);
         let from = self.hints.partition_point(|hint| hint.new.end() <= run.start);
         for hint in self.hints[from..].iter().take_while(|hint| hint.new.start < run.end()) {
-            // Half is left for what anchors find.
-            let half = room(&chosen).saturating_sub(CANDIDATES_MAX / 2);
-            chosen.extend(hint.older.iter().take(half));
+            chosen.extend(hint.older.iter().take(HINTED_BLOCKS_MAX - chosen.len()));
         }
+        let max = CANDIDATES_MAX.max(chosen.len() + FOUND_BLOCKS_MIN);
         for region in self.shared_regions(bytes) {
             let Some(blocks) = self.region_blocks(region) else { continue };
-            if room(&chosen) < blocks.count as usize {
+            if chosen.len() + blocks.count as usize > max {
                 break;
             }
             chosen.extend(blocks.iter());
