@@ -19,7 +19,7 @@ use super::nodes::aligned_bins;
 use super::segment::{
     CONTENT_OFFSET, content_offset, map_offset, record_offset, table_offset, ticks_offset,
 };
-use super::{Cache, CacheOptions, CachedLog, OpenError, PutError, ReadError};
+use super::{Cache, CacheOptions, CachedLog, OpenError, PutError};
 
 struct Fixture {
     temp: tempfile::TempDir,
