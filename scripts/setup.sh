@@ -14,7 +14,7 @@ wanted=(
 )
 case ${1-} in
   '') ;;
-  --bench) wanted+=(nginx=nginx-light curl=curl aria2c=aria2 casync=casync) ;;
+  --bench) wanted+=(nginx=nginx-light curl=curl aria2c=aria2 casync=casync zsync=zsync zck=zchunk zstd=zstd) ;;
   *) die "usage: setup.sh [--bench]" ;;
 esac
 

@@ -550,9 +550,11 @@ impl EventLoop {
     fn feed_prefetch(&mut self, now: Instant, key: SwarmKey) {
         let deadline = now + PREFETCH_DEADLINE;
         while let Some(joined) = self.swarms.get_mut(&key)
-            && let Some(Piece { blocks, purpose, bulk }) = joined.prefetching.next()
+            && let Some(Piece { ranges, purpose, bulk }) = joined.prefetching.next()
         {
-            let missing = joined.shared.log.missing(blocks);
+            let log = &joined.shared.log;
+            let missing: Vec<BlockRange> =
+                ranges.into_iter().flat_map(|blocks| log.missing(blocks)).collect();
             if !missing.is_empty() {
                 let (way, bulk) = (Way::Background, Some(bulk));
                 let wanted = Wanted { way, deadline, purpose, read: None, bulk };

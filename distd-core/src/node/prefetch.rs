@@ -7,13 +7,16 @@ use std::collections::{BTreeSet, VecDeque};
 use crate::unit::BlockRange;
 
 use super::reading::{Purpose, Work};
+use super::unpack::joined;
 
 /// Fetches under way at one time, of up to [`PREFETCH_BLOCKS`] each.
 const FETCHES_MAX: usize = 16;
 /// Of these, fetches for whole releases.
 const BULK_FETCHES_MAX: usize = 6;
-/// Blocks of one fetch: 4 MiB.
+/// Blocks of one piece: 4 MiB.
 const PREFETCH_BLOCKS: u64 = 1024;
+/// Ranges of one piece: small files that lie together share frames.
+const PIECE_RANGES_MAX: usize = 1024;
 /// Ranges that wait in each queue; what is beyond is left out (prefetching is best effort).
 const QUEUE_MAX: usize = 65_536;
 
@@ -32,9 +35,10 @@ pub(super) struct Prefetching {
 }
 
 /// A piece to be fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
-    pub(super) blocks: BlockRange,
+    /// Ascending, apart from each other.
+    pub(super) ranges: Vec<BlockRange>,
     pub(super) purpose: Purpose,
     pub(super) bulk: bool,
 }
@@ -52,14 +56,14 @@ impl Prefetching {
         if self.ahead.fetching.len() + self.bulk.fetching.len() >= FETCHES_MAX {
             return None;
         }
-        if let Some((blocks, purpose)) = self.ahead.take() {
-            return Some(Piece { blocks, purpose, bulk: false });
+        if let Some((ranges, purpose)) = self.ahead.take() {
+            return Some(Piece { ranges, purpose, bulk: false });
         }
         if self.bulk.fetching.len() >= BULK_FETCHES_MAX {
             return None;
         }
-        let (blocks, purpose) = self.bulk.take()?;
-        Some(Piece { blocks, purpose, bulk: true })
+        let (ranges, purpose) = self.bulk.take()?;
+        Some(Piece { ranges, purpose, bulk: true })
     }
 
     /// Work on a piece, or a part of it, has begun.
@@ -79,15 +83,23 @@ impl Prefetching {
 }
 
 impl Queue {
-    fn take(&mut self) -> Option<(BlockRange, Purpose)> {
-        let (blocks, purpose) = self.ranges.front_mut()?;
-        let piece = BlockRange::new(blocks.start, blocks.count.min(PREFETCH_BLOCKS));
-        let purpose = *purpose;
-        *blocks = BlockRange::new(piece.end(), blocks.count - piece.count);
-        if blocks.is_empty() {
-            self.ranges.pop_front();
+    fn take(&mut self) -> Option<(Vec<BlockRange>, Purpose)> {
+        let (_, purpose) = *self.ranges.front()?;
+        let (mut ranges, mut room) = (Vec::new(), PREFETCH_BLOCKS);
+        while let Some((blocks, _)) = self.ranges.front_mut().filter(|(_, other)| *other == purpose)
+            && room > 0
+            && ranges.len() < PIECE_RANGES_MAX
+        {
+            let part = BlockRange::new(blocks.start, blocks.count.min(room));
+            *blocks = BlockRange::new(part.end(), blocks.count - part.count);
+            if blocks.is_empty() {
+                self.ranges.pop_front();
+            }
+            room -= part.count;
+            ranges.push(part);
         }
-        Some((piece, purpose))
+        ranges.sort_unstable_by_key(|range| range.start);
+        Some((joined(&ranges), purpose))
     }
 }
 
@@ -102,18 +114,31 @@ mod tests {
         let range = |start, count| BlockRange::new(BlockIndex(start), count);
         prefetching.push(vec![range(0, 10_000)], Purpose::Data, true);
         let first = prefetching.next().expect("queued");
-        assert_eq!((first.blocks, first.bulk), (range(0, PREFETCH_BLOCKS), true));
+        assert_eq!((first.ranges, first.bulk), (vec![range(0, PREFETCH_BLOCKS)], true));
         prefetching.push(vec![range(77, 3)], Purpose::Metadata, false);
         let next = prefetching.next().expect("queued");
-        assert_eq!(next, Piece { blocks: range(77, 3), purpose: Purpose::Metadata, bulk: false });
-        assert_eq!(prefetching.next().map(|piece| piece.blocks.start.0), Some(PREFETCH_BLOCKS));
+        let ranges = vec![range(77, 3)];
+        assert_eq!(next, Piece { ranges, purpose: Purpose::Metadata, bulk: false });
+        let next = prefetching.next().expect("queued");
+        assert_eq!(next.ranges, [range(PREFETCH_BLOCKS, PREFETCH_BLOCKS)]);
+    }
+
+    #[test]
+    fn small_ranges_go_together_and_in_order() {
+        let mut prefetching = Prefetching::default();
+        let range = |start, count| BlockRange::new(BlockIndex(start), count);
+        prefetching.push(vec![range(9, 1), range(5, 2), range(7, 2)], Purpose::Data, true);
+        prefetching.push(vec![range(90, 5000)], Purpose::Data, true);
+        let first = prefetching.next().expect("queued");
+        assert_eq!(first.ranges, [range(5, 5), range(90, PREFETCH_BLOCKS - 5)]);
     }
 
     #[test]
     fn the_queues_are_bounded() {
         let mut prefetching = Prefetching::default();
-        let many = vec![BlockRange::new(BlockIndex(0), 1); QUEUE_MAX + 5];
-        prefetching.push(many, Purpose::Data, true);
-        assert_eq!(std::iter::from_fn(|| prefetching.next()).count(), QUEUE_MAX);
+        let range = |at| BlockRange::new(BlockIndex(2 * at), 1);
+        prefetching.push((0..QUEUE_MAX as u64 + 5).map(range).collect(), Purpose::Data, true);
+        let pieces = std::iter::from_fn(|| prefetching.next());
+        assert_eq!(pieces.map(|piece| piece.ranges.len()).sum::<usize>(), QUEUE_MAX);
     }
 }

@@ -107,10 +107,11 @@ impl EventLoop {
         let haste = match wanted.way {
             Way::Quick => Haste::Quick,
             Way::Cheap => Haste::Cheap,
+            Way::Background if wanted.bulk == Some(true) => Haste::Bulk,
             Way::Background => Haste::Background,
             Way::Plain(class) => return self.fetch_plain(now, key, missing, class, wanted),
         };
-        let class = if haste == Haste::Background { Class::Background } else { Class::Waited };
+        let class = haste.class();
         if missing.iter().all(|blocks| joined.barren.covers(*blocks)) {
             return self.fetch_plain(now, key, missing, class, wanted);
         }

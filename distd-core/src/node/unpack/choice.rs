@@ -60,8 +60,8 @@ pub(super) struct Choice {
 pub(super) enum Account {
     /// Somebody waits for just these blocks.
     Alone,
-    /// A part of much: a frame that is needed for a base counts by the share of it that is needed, as its
-    /// other blocks will be bases, too.
+    /// A part of much: a frame counts by the share of what it brings that is wanted now, as the rest of
+    /// that will be wanted by others, or be bases of theirs.
     Shared,
 }
 
@@ -227,8 +227,9 @@ impl<V: View> Chooser<'_, V> {
             return None;
         }
         let mut bytes = self.view.price(frame)?;
-        if depth < CHAIN_MAX && self.account == Account::Shared {
-            bytes = bytes * byte_len(within) / frame.blocks().byte_len().max(1);
+        if self.account == Account::Shared {
+            let brings = byte_len(&self.view.lacking(frame.blocks()));
+            bytes = bytes * byte_len(within) / brings.max(byte_len(within)).max(1);
         }
         let mut lacking: Vec<BlockRange> =
             frame.bases.iter().flat_map(|base| self.view.lacking(*base)).collect();
@@ -300,7 +301,7 @@ pub(super) fn subtract(ranges: &[BlockRange], range: BlockRange) -> Vec<BlockRan
 }
 
 /// Sorted ranges with neighbours and overlaps joined.
-pub(super) fn joined(sorted: &[BlockRange]) -> Vec<BlockRange> {
+pub(in crate::node) fn joined(sorted: &[BlockRange]) -> Vec<BlockRange> {
     let mut joined: Vec<BlockRange> = Vec::with_capacity(sorted.len());
     for range in sorted {
         match joined.last_mut() {

@@ -14,7 +14,7 @@ use crate::node::reading::Purpose;
 use crate::ppspp::engine::Class;
 use crate::unit::{BlockRange, ByteRange};
 
-use super::choice::{Account, CHAIN_MAX, Choice, Chosen, by_munro, choose, subtract};
+use super::choice::{CHAIN_MAX, Choice, Chosen, by_munro, choose, subtract};
 use super::decode::{Decoded, decode};
 use super::origin::{Claim, FRAMES_KIB_MAX, Origin, Sight};
 use super::{Haste, Job};
@@ -28,20 +28,14 @@ const GROUP_BYTES_MAX: u64 = 1 << 20;
 pub(super) async fn run(origin: Rc<Origin>, job: Job) {
     match job.haste {
         Haste::Quick => quick(&origin, &job).await,
-        Haste::Cheap | Haste::Background => cheap(&origin, &job).await,
-    }
-}
-
-impl Job {
-    fn class(&self) -> Class {
-        if self.haste == Haste::Background { Class::Background } else { Class::Waited }
+        Haste::Cheap | Haste::Background | Haste::Bulk => cheap(&origin, &job).await,
     }
 }
 
 /// What somebody waits for: with what is known of the index, at once.
 async fn quick(origin: &Rc<Origin>, job: &Job) {
-    let mut sight = Sight::new(origin, Account::Alone);
-    let choice = choose(&mut sight, Account::Alone, &job.missing);
+    let mut sight = Sight::new(origin, job.haste);
+    let choice = choose(&mut sight, job.haste.account(), &job.missing);
     let absent = std::mem::take(&mut sight.absent);
     let unmade = subtract_all(&job.missing, &choice.plain);
     hand_over(origin, job, choice.plain.clone(), unmade.is_empty()).await;
@@ -88,8 +82,8 @@ async fn choose_all(origin: &Rc<Origin>, job: &Job, wanted: &[BlockRange]) -> Ch
     // For each epoch of a chain: list, table, update records, full records.
     let rounds = 4 * (CHAIN_MAX + 1);
     for round in 0..=rounds {
-        let mut sight = Sight::new(origin, Account::Shared);
-        let choice = choose(&mut sight, Account::Shared, wanted);
+        let mut sight = Sight::new(origin, job.haste);
+        let choice = choose(&mut sight, job.haste.account(), wanted);
         let mut absent: Vec<_> = sight.absent.into_iter().map(|(.., absent)| absent).collect();
         absent.sort_unstable_by_key(|absent| (absent.0.start, absent.0.count));
         absent.dedup();
@@ -232,7 +226,7 @@ fn fetch(
     purpose: Purpose,
 ) -> oneshot::Receiver<Option<Bytes>> {
     let (sender, receiver) = oneshot::channel();
-    let (origin, class, deadline) = (Rc::clone(origin), job.class(), job.deadline);
+    let (origin, class, deadline) = (Rc::clone(origin), job.haste.class(), job.deadline);
     tokio::task::spawn_local(async move {
         let _ = sender.send(origin.read(blocks, purpose, class, deadline).await);
     });

@@ -29,10 +29,13 @@ use lru::LruCache;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use crate::ppspp::engine::Class;
 use crate::unit::BlockRange;
 
 use super::event_loop::Command;
 use super::swarm::Shared;
+use choice::Account;
+pub(in crate::node) use choice::joined;
 use origin::{Origin, Pool};
 
 /// Logs whose indexes are kept in memory.
@@ -53,6 +56,25 @@ pub(super) enum Haste {
     Cheap,
     /// Nobody waits.
     Background,
+    /// Nobody waits, and what lies around the blocks will be wanted, too.
+    Bulk,
+}
+
+impl Haste {
+    /// How what is fetched for it is fetched.
+    pub(super) const fn class(self) -> Class {
+        match self {
+            Self::Quick | Self::Cheap => Class::Waited,
+            Self::Background | Self::Bulk => Class::Background,
+        }
+    }
+
+    const fn account(self) -> Account {
+        match self {
+            Self::Quick | Self::Background => Account::Alone,
+            Self::Cheap | Self::Bulk => Account::Shared,
+        }
+    }
 }
 
 /// Blocks that are missing.

@@ -18,6 +18,7 @@ use crate::node::swarm::Shared;
 use crate::ppspp::engine::Class;
 use crate::unit::{BlockIndex, BlockRange, MunroIndex};
 
+use super::Haste;
 use super::choice::{Account, View, subtract};
 use super::index::{Absent, Index};
 
@@ -256,7 +257,7 @@ const FRAME_BLOCKS_MAX: u64 = 1 << (crate::limits::DELTA_FRAME_LAYER - crate::li
 /// A log as one choice sees it.
 pub(super) struct Sight<'a> {
     origin: &'a Origin,
-    account: Account,
+    haste: Haste,
     /// By the first munro of an epoch: whether something that lies before it is held.
     older: BTreeMap<u64, bool>,
     /// What of the index was asked for and is not here.
@@ -264,8 +265,8 @@ pub(super) struct Sight<'a> {
 }
 
 impl<'a> Sight<'a> {
-    pub(super) fn new(origin: &'a Origin, account: Account) -> Self {
-        Self { origin, account, older: BTreeMap::new(), absent: Vec::new() }
+    pub(super) fn new(origin: &'a Origin, haste: Haste) -> Self {
+        Self { origin, haste, older: BTreeMap::new(), absent: Vec::new() }
     }
 
     /// Whether delta frames of the munro may find a base.
@@ -283,7 +284,7 @@ impl View for Sight<'_> {
     fn lacking(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
         let mut lacking = self.origin.shared.log.missing(blocks);
         if !lacking.is_empty() {
-            for (made, _) in self.origin.claimed(blocks, self.account == Account::Alone) {
+            for (made, _) in self.origin.claimed(blocks, self.haste == Haste::Quick) {
                 lacking = subtract(&lacking, made);
             }
         }
@@ -312,6 +313,10 @@ impl View for Sight<'_> {
         let missing = self.origin.shared.log.missing(frame.range.blocks());
         let bytes = missing.iter().map(|blocks| blocks.byte_len()).sum::<u64>();
         // Of much that lies together, the blocks at the ends serve two frames.
-        Some(if self.account == Account::Shared { bytes.min(frame.range.len) } else { bytes })
+        Some(if self.haste.account() == Account::Shared {
+            bytes.min(frame.range.len)
+        } else {
+            bytes
+        })
     }
 }
