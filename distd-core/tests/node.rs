@@ -6,14 +6,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use distd_core::frame::{
+    DeltaStreams, EpochItem, EpochList, FrameEntry, IndexEntry, MunroFrames, encode_delta,
+};
 use distd_core::head::{Head, Previous, Section, Sections};
 use distd_core::keys::{NtpTime, OriginKey};
-use distd_core::limits::{BLOCK_BYTES, MUNRO_BYTES};
+use distd_core::limits::{BLOCK_BYTES, DELTA_FRAME_LAYER, MUNRO_BYTES};
 use distd_core::manifest::PeerAddress;
 use distd_core::node::{Node, NodeOptions, OriginServer, Purpose, ReadError, ServeOptions, Swarm};
-use distd_core::store::{AppendError, OriginLog, Sealing};
-use distd_core::tree::{BlockHash, prove_consistency};
-use distd_core::unit::{BlockIndex, BlockRange, ByteRange};
+use distd_core::store::{AppendError, Appender, OriginLog, Sealing};
+use distd_core::tree::{BlockHash, MunroTree, VerifiedMunro, prove_consistency};
+use distd_core::unit::{Bin, BlockIndex, BlockRange, ByteRange, MunroIndex};
 use tokio::sync::oneshot;
 
 fn key() -> OriginKey {
@@ -29,6 +32,16 @@ fn content(blocks: u64, salt: u64) -> Vec<u8> {
 
 /// Publishes one epoch of plain content; where it lies.
 fn publish(dir: &Path, bytes: &[u8]) -> BlockRange {
+    publish_with(dir, bytes, |_| None)
+}
+
+/// Publishes one epoch; what `frames` writes behind the plain content is section F, and what it gives
+/// the list of epochs.
+fn publish_with(
+    dir: &Path,
+    bytes: &[u8],
+    frames: impl FnOnce(&mut Appender) -> Option<ByteRange>,
+) -> BlockRange {
     let mut appender = OriginLog::append(dir).expect("the log is free");
     let previous = appender.log().committed().map(|commit| {
         let block = Head::block(commit.munros);
@@ -37,6 +50,8 @@ fn publish(dir: &Path, bytes: &[u8]) -> BlockRange {
         (commit.munros, BlockHash::of(&bytes).0)
     });
     let start = appender.write(bytes).expect("written");
+    let epochs = frames(&mut appender).unwrap_or(ByteRange { offset: 0, len: 0 });
+    let frames_end = appender.next_block().0.div_ceil(256);
     let head = |sealing: &Sealing<'_>| {
         let munro = sealing.munros - 1;
         let section = |munro, bytes| Section { munro, bytes };
@@ -48,14 +63,14 @@ fn publish(dir: &Path, bytes: &[u8]) -> BlockRange {
             munros: sealing.munros,
             sections: Sections {
                 plain: section(start.0 / 256, bytes.len() as u64),
-                frames: section(munro, 0),
+                frames: section(frames_end.min(munro), 0),
                 head: section(munro, MUNRO_BYTES),
             },
             peaks: sealing.frontier.peaks().to_vec(),
             previous,
             tracks: Vec::new(),
             catalog: ByteRange { offset: 0, len: 0 },
-            epochs: ByteRange { offset: 0, len: 0 },
+            epochs,
             validity_s: 3600,
             recovery_key: [0; 32],
         };
@@ -213,5 +228,95 @@ fn a_read_without_any_peer_ends_by_its_deadline_and_a_late_origin_is_found() {
     assert!(matches!(failed, Err(ReadError::Deadline { .. })), "{failed:?}");
     let _origin = Origin::serve(&log, address);
     assert_eq!(read(&swarm, blocks), bytes);
+    node.stop();
+}
+
+/// A delta frame of a quarter of a munro against its base, a byte of each block changed by
+/// `change`.
+fn delta(bin: Bin, change: u8) -> Vec<u8> {
+    let mut streams = DeltaStreams::default();
+    streams.push(0, bin.byte_len(), 0);
+    for block in 0..bin.byte_len() / BLOCK_BYTES {
+        streams.change(if block == 0 { 0 } else { BLOCK_BYTES - 1 }, change);
+    }
+    encode_delta(&mut zstd::zstd_safe::CCtx::create(), bin, &streams, None, 3)
+}
+
+/// Writes frames of the munro of `content` with their index; where the list of epochs lies.
+fn write_frames(
+    appender: &mut Appender,
+    munro: MunroIndex,
+    content: &[u8],
+    frames: &[(Bin, Vec<u8>, BlockRange)],
+) -> ByteRange {
+    appender.begin_section().expect("begun");
+    let begin = appender.next_block().byte_offset();
+    let mut section: Vec<u8> = Vec::new();
+    let mut place = |bytes: &[u8]| {
+        let range = ByteRange { offset: begin + section.len() as u64, len: bytes.len() as u64 };
+        section.extend(bytes);
+        range
+    };
+    let entries = frames.iter().map(|(bin, bytes, base)| FrameEntry {
+        bin: *bin,
+        range: place(bytes),
+        bases: vec![*base],
+    });
+    let entries = entries.collect();
+    let nodes = MunroTree::hash_content(munro, content);
+    let time = NtpTime::from_unix(1_790_000_000, 0);
+    let signed = VerifiedMunro::sign(&key(), munro, nodes[1], time);
+    let record = MunroFrames::new(signed, DELTA_FRAME_LAYER, nodes[4..8].to_vec(), entries);
+    let record = place(&record.encode());
+    let none = ByteRange { offset: 0, len: 0 };
+    let table = place(&IndexEntry::new(signed, record, none).encode());
+    let item = EpochItem { munro: munro.0, munros: 1, index: table.offset, time: time.0 };
+    let list = place(&EpochList { items: vec![item] }.encode());
+    section.resize(section.len().next_multiple_of(BLOCK_BYTES as usize), 0);
+    appender.write(&section).expect("written");
+    list
+}
+
+#[test]
+fn frames_of_a_hostile_origin_are_refused_and_their_blocks_fetched_plain() {
+    let dir = tempfile::tempdir().expect("temp");
+    let (log, cache) = (dir.path().join("log"), dir.path().join("cache"));
+    OriginLog::create(&log, key().id()).expect("created");
+    let old = content(256, 1);
+    let old_blocks = publish(&log, &old);
+    let mut new = old;
+    new.iter_mut().step_by(BLOCK_BYTES as usize).for_each(|byte| *byte = byte.wrapping_add(1));
+    let new_blocks = publish_with(&log, &new, |appender| {
+        let munro = MunroIndex(appender.next_block().munro().0 - 1);
+        let bin = |quarter| Bin::new(DELTA_FRAME_LAYER, munro.0 * 4 + quarter);
+        let base =
+            |quarter: u64| BlockRange::new(BlockIndex(old_blocks.start.0 + quarter * 64), 64);
+        // Its literals say that they decode to all there is, and hold nothing.
+        let mut bomb = vec![1];
+        bomb.extend(&delta(bin(3), 1)[1..delta(bin(3), 1).len() / 2]);
+        let frames = [
+            (bin(0), delta(bin(0), 1), base(0)),
+            (bin(1), delta(bin(0), 1), base(1)),
+            (bin(2), delta(bin(2), 2), base(2)),
+            (bin(3), bomb, base(3)),
+        ];
+        Some(write_frames(appender, munro, &new, &frames))
+    });
+    let origin = Origin::serve(&log, loopback());
+    let (node, swarm) = join(&cache, &origin);
+    swarm.wait_head(Duration::from_secs(10)).trusted.expect("a head");
+    read(&swarm, old_blocks);
+    let before = node.status().expect("runs").swarms[0].clone();
+    swarm.fetch_bulk(vec![new_blocks]);
+    let deadline = soon();
+    while swarm.held_blocks(new_blocks) < new_blocks.count && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut out = vec![0; new.len()];
+    assert!(swarm.read_now(new_blocks, &mut out).expect("readable") && out == new);
+    let status = node.status().expect("runs").swarms[0].clone();
+    assert_eq!((status.delta_frames, status.refused_frames), (1, 3));
+    let plain = status.fetched_data_bytes - before.fetched_data_bytes;
+    assert_eq!(plain, 3 * 64 * BLOCK_BYTES, "what was refused, and nothing else");
     node.stop();
 }

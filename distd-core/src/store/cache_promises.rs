@@ -348,6 +348,27 @@ fn a_quota_is_held_and_the_least_recently_used_go() {
 }
 
 #[test]
+fn what_has_served_its_purpose_goes_before_what_is_older() {
+    let fixture = Fixture::with_quota(12 << 20);
+    let (_cache, log) = fixture.open();
+    for munro in 0..8 {
+        log.put(&run(MunroIndex(munro).bin())).expect("put");
+    }
+    read(&log, MunroIndex(0).blocks());
+    // As frames are that were decoded: the newest, and yet first to go.
+    let half = BlockRange::new(MunroIndex(7).blocks().start, 128);
+    log.retire(half);
+    let mut munro = 8;
+    while log.take_evicted().is_empty() {
+        log.put(&run(MunroIndex(munro).bin())).expect("put");
+        munro += 1;
+    }
+    assert_eq!(read(&log, half).len(), 128);
+    let rest = BlockRange::new(half.end(), 128);
+    assert_eq!(read(&log, rest).len() + read(&log, MunroIndex(6).blocks()).len(), 0);
+}
+
+#[test]
 fn a_cache_of_a_few_blocks_is_right_and_slow() {
     for quota in (4..=256).step_by(12) {
         let fixture = Fixture::with_quota(quota << 10);

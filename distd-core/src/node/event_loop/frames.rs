@@ -106,8 +106,9 @@ impl EventLoop {
         let Some(joined) = self.swarms.get_mut(&key) else { return };
         let haste = match wanted.way {
             Way::Quick => Haste::Quick,
-            Way::Cheap => Haste::Cheap,
             Way::Background if wanted.bulk == Some(true) => Haste::Bulk,
+            // As background work: what a prefetch has under way is not asked for again.
+            Way::Cheap => Haste::Bulk,
             Way::Background => Haste::Background,
             Way::Plain(class) => return self.fetch_plain(now, key, missing, class, wanted),
         };

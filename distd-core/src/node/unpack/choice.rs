@@ -319,3 +319,225 @@ pub(in crate::node) fn joined(sorted: &[BlockRange]) -> Vec<BlockRange> {
 pub(super) fn byte_len(ranges: &[BlockRange]) -> u64 {
     ranges.iter().map(|range| range.byte_len()).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{NtpTime, OriginKey};
+    use crate::limits::{BLOCK_BYTES, DELTA_FRAME_LAYER, FULL_FRAME_LAYER, MUNRO_LAYER};
+    use crate::tree::{NodeHash, VerifiedMunro};
+    use crate::unit::{Bin, BlockIndex, ByteRange};
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    const PER_MUNRO: u64 = 256;
+
+    /// A log of munros with frames, of which some blocks are held.
+    #[derive(Clone, Debug, Default)]
+    struct Plain {
+        held: BTreeSet<u64>,
+        frames: BTreeMap<(u64, bool), Vec<FrameEntry>>,
+        refused: BTreeSet<u64>,
+    }
+
+    impl Plain {
+        fn add(&mut self, part: Part, bin: Bin, len: u64, bases: &[(u64, u64)]) {
+            let bases = bases.iter().map(|(s, n)| BlockRange::new(BlockIndex(*s), *n)).collect();
+            let offset = (1 << 40) + bin.byte_offset() + u64::from(part == Part::Update);
+            let entry = FrameEntry { bin, range: ByteRange { offset, len }, bases };
+            let munro = bin.byte_offset() / (PER_MUNRO * BLOCK_BYTES);
+            self.frames.entry((munro, part == Part::Update)).or_default().push(entry);
+        }
+    }
+
+    impl View for Plain {
+        fn lacking(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
+            let missing = blocks.iter().filter(|block| !self.held.contains(&block.0));
+            joined(&missing.map(|block| BlockRange::new(block, 1)).collect::<Vec<_>>())
+        }
+
+        fn frames(&mut self, munro: MunroIndex, part: Part) -> Option<Arc<MunroFrames>> {
+            let entries = self.frames.get(&(munro.0, part == Part::Update))?.clone();
+            let layer = entries.first()?.bin.layer();
+            let hash = NodeHash([0; 32]);
+            let key = OriginKey::from_seed(&[1; 32]);
+            let signed = VerifiedMunro::sign(&key, munro, hash, NtpTime::from_unix(1, 0));
+            let hashes = vec![hash; 1 << (MUNRO_LAYER - layer)];
+            Some(Arc::new(MunroFrames::new(signed, layer, hashes, entries)))
+        }
+
+        fn price(&mut self, frame: &FrameEntry) -> Option<u64> {
+            (!self.refused.contains(&frame.range.offset)).then_some(frame.range.len)
+        }
+    }
+
+    fn range(start: u64, count: u64) -> BlockRange {
+        BlockRange::new(BlockIndex(start), count)
+    }
+
+    fn delta_bin(munro: u64, place: u64) -> Bin {
+        Bin::new(DELTA_FRAME_LAYER, munro * 4 + place)
+    }
+
+    fn full_bin(munro: u64, place: u64) -> Bin {
+        Bin::new(FULL_FRAME_LAYER, munro * 16 + place)
+    }
+
+    fn alone(view: &mut Plain, wanted: BlockRange) -> Choice {
+        choose(view, Account::Alone, &[wanted])
+    }
+
+    /// What is chosen can be carried out: from first to last, each frame finds its bases, and all that is
+    /// wanted is there in the end.
+    fn carry_out(view: &Plain, wanted: &[BlockRange], choice: &Choice) {
+        let mut held = view.held.clone();
+        let fetched = choice.plain.iter().chain(&choice.support);
+        held.extend(fetched.flat_map(|part| part.iter()).map(|block| block.0));
+        for chosen in choice.frames.values() {
+            let bases = chosen.entry.bases.iter().flat_map(|base| base.iter());
+            bases.for_each(|base| assert!(held.contains(&base.0), "block {base} is a base"));
+            held.extend(chosen.entry.blocks().iter().map(|block| block.0));
+        }
+        let wanted = wanted.iter().flat_map(|part| part.iter());
+        wanted.for_each(|block| assert!(held.contains(&block.0), "block {block} is wanted"));
+    }
+
+    #[test]
+    fn a_delta_is_used_where_its_bases_are_held_and_a_full_frame_where_not() {
+        let mut view = Plain::default();
+        view.add(Part::Update, delta_bin(1, 0), 9000, &[(0, 64)]);
+        for place in 0..4 {
+            view.add(Part::Full, full_bin(1, place), 20_000, &[]);
+        }
+        let choice = alone(&mut view, range(256, 64));
+        assert_eq!((choice.frames.len(), choice.bytes), (4, 80_000));
+        view.held.extend(0..64);
+        let choice = alone(&mut view, range(256, 64));
+        assert_eq!((choice.frames.len(), choice.bytes), (1, 9000));
+        view.refused.extend(choice.frames.values().map(|chosen| chosen.entry.range.offset));
+        assert_eq!(alone(&mut view, range(256, 64)).bytes, 80_000);
+    }
+
+    #[test]
+    fn a_few_blocks_of_a_bin_that_is_held_are_fetched_plain() {
+        let mut view = Plain::default();
+        view.add(Part::Full, full_bin(0, 0), 20_000, &[]);
+        view.held.extend((0..16).filter(|block| *block != 7 && *block != 9));
+        let choice = choose(&mut view, Account::Shared, &[range(0, 16)]);
+        assert_eq!(choice.plain, [range(7, 1), range(9, 1)]);
+        assert!(choice.frames.is_empty());
+    }
+
+    #[test]
+    fn a_release_that_was_skipped_is_reached_through_its_frames() {
+        let mut view = Plain::default();
+        view.held.extend(0..256);
+        for munro in 1..6 {
+            view.add(Part::Update, delta_bin(munro, 0), 4000, &[((munro - 1) * 256, 64)]);
+            for place in 0..4 {
+                view.add(Part::Full, full_bin(munro, place), 25_000, &[]);
+            }
+        }
+        let choice = alone(&mut view, range(5 * 256, 64));
+        assert_eq!((choice.frames.len(), choice.bytes), (5, 20_000));
+        carry_out(&view, &[range(5 * 256, 64)], &choice);
+        for munro in 6..40 {
+            view.add(Part::Update, delta_bin(munro, 0), 4000, &[((munro - 1) * 256, 64)]);
+        }
+        let choice = alone(&mut view, range(39 * 256, 64));
+        assert_eq!(choice.plain, [range(39 * 256, 64)], "a chain is bounded");
+    }
+
+    #[test]
+    fn a_base_that_two_frames_share_is_had_once() {
+        let mut view = Plain::default();
+        view.held.extend(0..64);
+        view.add(Part::Update, delta_bin(1, 0), 9000, &[(0, 64)]);
+        view.add(Part::Update, delta_bin(2, 0), 5000, &[(256, 32)]);
+        view.add(Part::Update, delta_bin(2, 1), 5000, &[(288, 32)]);
+        let choice = choose(&mut view, Account::Shared, &[range(512, 128)]);
+        assert_eq!(choice.frames.len(), 3);
+        carry_out(&view, &[range(512, 128)], &choice);
+    }
+
+    /// Every combination of ways to a munro whose frames need no chain; the fewest bytes.
+    fn cheapest(view: &mut Plain, wanted: &[BlockRange], munro: u64) -> u64 {
+        let whole = MunroIndex(munro).blocks();
+        let lacking: Vec<BlockRange> = wanted.iter().flat_map(|part| view.lacking(*part)).collect();
+        let update = view.frames.get(&(munro, true)).cloned().unwrap_or_default();
+        let full = view.frames.get(&(munro, false)).cloned().unwrap_or_default();
+        let frames: Vec<(FrameEntry, u64)> = update
+            .into_iter()
+            .chain(full)
+            .map(|frame| {
+                let bases: Vec<_> = frame.bases.iter().flat_map(|b| view.lacking(*b)).collect();
+                let bytes = frame.range.len + byte_len(&bases);
+                (frame, bytes)
+            })
+            .collect();
+        let ways = 0u32..1 << frames.len();
+        let cost = |way: u32| {
+            let mut left = common(&lacking, whole);
+            let mut bytes = 0;
+            for (place, (frame, cost)) in frames.iter().enumerate() {
+                if way & 1 << place != 0 {
+                    left = subtract(&left, frame.blocks());
+                    bytes += cost;
+                }
+            }
+            bytes + byte_len(&left)
+        };
+        ways.map(cost).min().unwrap_or(0)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn no_combination_of_ways_is_much_cheaper(
+            deltas in proptest::collection::btree_map(0u64..4, (1u64..120_000, 0u64..200, 1u64..60), 0..4),
+            fulls in proptest::collection::btree_map(0u64..16, 1u64..66_000, 0..6),
+            held in proptest::collection::btree_set(0u64..512, 0..300),
+            wanted in (0u64..250, 1u64..256),
+        ) {
+            let mut view = Plain { held, ..Plain::default() };
+            for (place, (len, start, count)) in deltas {
+                view.add(Part::Update, delta_bin(1, place), len, &[(start, count)]);
+            }
+            for (place, len) in fulls {
+                view.add(Part::Full, full_bin(1, place), len, &[]);
+            }
+            let wanted = [range(256 + wanted.0, wanted.1.min(256 - wanted.0))];
+            let choice = choose(&mut view, Account::Alone, &wanted);
+            carry_out(&view, &wanted, &choice);
+            let lacking: Vec<_> = wanted.iter().flat_map(|part| view.lacking(*part)).collect();
+            let best = cheapest(&mut view, &wanted, 1);
+            // A delta of half of what it stands for settles the matter without a look at full frames. Bases
+            // that two deltas lack are counted once by the choice, twice by the reference.
+            prop_assert!(choice.bytes <= best.max(byte_len(&lacking) / 2), "{} > {best}", choice.bytes);
+        }
+
+        #[test]
+        fn whatever_frames_there_are_the_choice_can_be_carried_out(
+            frames in proptest::collection::vec((1u64..6, 0u64..4, 1u64..99_000, 0u64..64, 1u64..64), 0..16),
+            held in proptest::collection::btree_set(0u64..1536, 0..600),
+            shared in any::<bool>(),
+        ) {
+            let mut view = Plain { held, ..Plain::default() };
+            let mut seen = BTreeSet::new();
+            let mut frames = frames;
+            frames.sort_unstable();
+            for (munro, place, len, back, count) in frames {
+                let first = munro * 256 + place * 64;
+                if seen.insert(first) {
+                    let start = first - (back + count).min(first);
+                    view.add(Part::Update, delta_bin(munro, place), len, &[(start, count.min(first - start))]);
+                }
+            }
+            let wanted = [range(256, 5 * 256)];
+            let account = if shared { Account::Shared } else { Account::Alone };
+            let choice = choose(&mut view, account, &wanted);
+            carry_out(&view, &wanted, &choice);
+        }
+    }
+}

@@ -19,7 +19,7 @@ use super::decode::{Decoded, decode};
 use super::origin::{Claim, FRAMES_KIB_MAX, Origin, Sight};
 use super::{Haste, Job};
 
-/// Choices of one cheap job: after the first, what a frame failed to give is sought otherwise.
+/// Choices of one job that may take its time: after the first, what a frame failed to give is sought otherwise.
 const ROUNDS_MAX: usize = 3;
 /// Frames that lie together are fetched together, up to so many bytes.
 const GROUP_BYTES_MAX: u64 = 1 << 20;
@@ -28,7 +28,7 @@ const GROUP_BYTES_MAX: u64 = 1 << 20;
 pub(super) async fn run(origin: Rc<Origin>, job: Job) {
     match job.haste {
         Haste::Quick => quick(&origin, &job).await,
-        Haste::Cheap | Haste::Background | Haste::Bulk => cheap(&origin, &job).await,
+        Haste::Background | Haste::Bulk => cheap(&origin, &job).await,
     }
 }
 

@@ -10,8 +10,8 @@
 //!
 //! A job ends in decoded runs, blocks that the loop shall fetch plain, or both. A **quick** job is of a
 //! read that somebody waits for: it uses only what the cache has of the index, asks for nothing twice and
-//! hands back at once what frames do not make cheaper. A **cheap** job is of background work: it fetches
-//! the index, and frames that bases are made of. What goes wrong with a frame (damage, a base that was
+//! hands back at once what frames do not make cheaper. Other jobs take their time: they fetch the
+//! index, and frames that bases are made of. What goes wrong with a frame (damage, a base that was
 //! evicted, nobody has it) is said in the log and ends as plain blocks; the loop bounds a job's time.
 
 mod choice;
@@ -52,11 +52,9 @@ pub(super) struct JobId(pub(super) u64);
 pub(super) enum Haste {
     /// Somebody waits for just these.
     Quick,
-    /// Somebody waits, and would rather wait than have more moved than needed.
-    Cheap,
     /// Nobody waits.
     Background,
-    /// Nobody waits, and what lies around the blocks will be wanted, too.
+    /// Nobody waits for just these, and what lies around the blocks will be wanted, too.
     Bulk,
 }
 
@@ -64,7 +62,7 @@ impl Haste {
     /// How what is fetched for it is fetched.
     pub(super) const fn class(self) -> Class {
         match self {
-            Self::Quick | Self::Cheap => Class::Waited,
+            Self::Quick => Class::Waited,
             Self::Background | Self::Bulk => Class::Background,
         }
     }
@@ -72,7 +70,7 @@ impl Haste {
     const fn account(self) -> Account {
         match self {
             Self::Quick | Self::Background => Account::Alone,
-            Self::Cheap | Self::Bulk => Account::Shared,
+            Self::Bulk => Account::Shared,
         }
     }
 }
