@@ -105,6 +105,16 @@ pub enum TargetError {
         /// What there is.
         existing: String,
     },
+    /// The origin let it go.
+    #[error(
+        "release '{release}' of track '{track}' was pruned: its origin does not hold it any more"
+    )]
+    Pruned {
+        /// The track.
+        track: String,
+        /// The release asked for.
+        release: String,
+    },
     /// Metadata that did not come.
     #[error("cannot read the {what}: {source}")]
     Fetch {
@@ -135,7 +145,9 @@ impl From<TargetError> for Complaint {
             | TargetError::Damaged { .. }
             | TargetError::Stale { .. } => Exit::Unverified,
             TargetError::Unreachable { .. } | TargetError::Fetch { .. } => Exit::Unreachable,
-            TargetError::NoTrack { .. } | TargetError::NoRelease { .. } => Exit::NoSuch,
+            TargetError::NoTrack { .. }
+            | TargetError::NoRelease { .. }
+            | TargetError::Pruned { .. } => Exit::NoSuch,
         };
         Self::new(exit, error)
     }
@@ -285,8 +297,13 @@ impl Target {
         let bytes = swarm.read_bytes_blocking(head.catalog, deadline).map_err(fetch)?;
         let catalog =
             Catalog::decode(&bytes).map_err(|source| TargetError::Damaged { what, source })?;
-        if let Some(item) = catalog.find(&self.track, release) {
-            return Ok(item.release);
+        match catalog.find(&self.track, release) {
+            Some(item) if item.is_pruned() => {
+                let (track, release) = (self.track.clone(), release.to_owned());
+                return Err(TargetError::Pruned { track, release });
+            }
+            Some(item) => return Ok(item.release),
+            None => {}
         }
         let of_track = || catalog.items.iter().rev().filter(|item| item.track == self.track);
         if of_track().next().is_none() {

@@ -5,7 +5,7 @@ use distd_core::limits::{BLOCK_BYTES, MUNRO_BYTES};
 use distd_core::manifest::{Content, EntryKind, File};
 use distd_core::store::OriginLog;
 use distd_core::tree::BlockHash;
-use distd_core::unit::{BlockIndex, MunroIndex};
+use distd_core::unit::{BlockIndex, BlockRange, MunroIndex};
 use rayon::prelude::*;
 
 use crate::history::{History, HistoryError, Met, end_of, read_head, read_release, walk};
@@ -91,7 +91,17 @@ fn index_munro(
     log: &OriginLog,
     munro: MunroIndex,
 ) -> Result<(), CatchUpError> {
-    let blocks = munro.blocks();
+    for blocks in log.retained(munro.blocks())? {
+        index_blocks(tables, log, blocks)?;
+    }
+    Ok(())
+}
+
+fn index_blocks(
+    tables: &mut Tables<'_>,
+    log: &OriginLog,
+    blocks: BlockRange,
+) -> Result<(), CatchUpError> {
     let mut bytes = vec![0; blocks.byte_len() as usize];
     log.read_blocks(blocks, &mut bytes)?;
     let zeros = [0; BLOCK_BYTES as usize];
@@ -114,7 +124,8 @@ fn index_nodes(
     history: &History,
     from: u64,
 ) -> Result<(), CatchUpError> {
-    for item in history.catalog.items.iter().filter(|item| item.release.offset >= from) {
+    let items = history.catalog.items.iter().filter(|item| !item.is_pruned());
+    for item in items.filter(|item| item.release.offset >= from) {
         let release = read_release(log, item.release)?;
         walk(log, release.root_directory().node, |met| {
             let range = match met {

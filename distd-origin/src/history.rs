@@ -40,6 +40,16 @@ pub enum HistoryError {
         /// What was asked for.
         wanted: String,
     },
+    /// A release that is gone.
+    #[error(
+        "the release {track}@{version} was pruned: its content is gone; publish it again under another version"
+    )]
+    Pruned {
+        /// Its track.
+        track: String,
+        /// Its version.
+        version: String,
+    },
     /// The version is on several tracks.
     #[error("'{wanted}' is on several tracks: say which, {}", tracks.iter().map(|track| format!("{track}@{wanted}")).collect::<Vec<_>>().join(" or "))]
     Ambiguous {
@@ -82,20 +92,30 @@ impl History {
 
     /// The catalog's item for `VERSION`, `TRACK@VERSION` or `TRACK` (the release it stands at).
     pub fn find(&self, wanted: &str) -> Result<&CatalogItem, HistoryError> {
+        let item = self.find_listed(wanted)?;
+        if item.is_pruned() {
+            let (track, version) = (item.track.clone(), item.version.clone());
+            return Err(HistoryError::Pruned { track, version });
+        }
+        Ok(item)
+    }
+
+    fn find_listed(&self, wanted: &str) -> Result<&CatalogItem, HistoryError> {
         let missing = || HistoryError::NoSuchRelease { wanted: wanted.into() };
         if let Some((track, version)) = wanted.split_once('@') {
             return self.catalog.find(track, version).ok_or_else(missing);
         }
         let items: Vec<_> =
             self.catalog.items.iter().filter(|item| item.version == wanted).collect();
-        match items.as_slice() {
-            [item] => Ok(item),
-            [] => {
+        let retained: Vec<_> = items.iter().copied().filter(|item| !item.is_pruned()).collect();
+        match (items.as_slice(), retained.as_slice()) {
+            ([item], _) | (_, [item]) => Ok(item),
+            ([], _) => {
                 let head = self.head.as_ref().map(|head| &head.head);
                 let track = head.and_then(|head| head.track(wanted)).ok_or_else(missing)?;
                 self.catalog.find(&track.name, &track.version).ok_or_else(missing)
             }
-            several => Err(HistoryError::Ambiguous {
+            (several, _) => Err(HistoryError::Ambiguous {
                 wanted: wanted.into(),
                 tracks: several.iter().map(|item| item.track.clone()).collect(),
             }),

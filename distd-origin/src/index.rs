@@ -20,7 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use distd_core::tree::{BlockHash, NodeHash};
-use distd_core::unit::{BlockIndex, ByteRange};
+use distd_core::unit::{BlockIndex, BlockRange, ByteRange};
 use redb::{
     Builder, Database, DatabaseError, ReadableTable, Table, TableDefinition, WriteTransaction,
 };
@@ -37,6 +37,7 @@ const MUNROS: &str = "munros";
 const HASH: &str = "hash";
 const PUBLISHES: &str = "publishes";
 
+use crate::stat_cache::refers;
 use overlay::Overlay;
 
 /// Why the index cannot be used.
@@ -264,6 +265,21 @@ impl Tables<'_> {
             Ok(()) => Ok(()),
             Err(error) => Err(store_error(self.path, error.into())),
         }
+    }
+
+    /// Forgets everything that refers to blocks of which `gone` says so.
+    pub fn forget(&mut self, gone: impl Fn(BlockRange) -> bool) -> Result<(), IndexError> {
+        let at = |key: &[u8; 40]| {
+            let block = key.last_chunk::<8>().map_or(0, |block| u64::from_be_bytes(*block));
+            BlockRange::new(BlockIndex(block), 1)
+        };
+        let node = |(offset, len)| ByteRange { offset, len }.blocks();
+        let done = self
+            .blocks
+            .retain(|key, ()| !gone(at(key)))
+            .and_then(|()| self.nodes.retain(|_, range| !gone(node(range))))
+            .and_then(|()| self.files.retain(|_, value| !refers(value, &gone)));
+        done.map_err(|error| store_error(self.path, error.into()))
     }
 
     /// Up to where the index goes.

@@ -16,6 +16,7 @@ pub mod frames;
 pub mod history;
 pub mod index;
 pub mod metadata;
+pub mod prune;
 pub mod publish;
 pub mod repo;
 pub mod rollback;

@@ -10,6 +10,7 @@ mod target;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use distd_core::head::{Section, Track, check_label};
 use distd_core::limits::{BLOCK_BYTES, MESSAGE_BYTES_MAX, MUNRO_BYTES, RELEASES_MAX};
@@ -26,7 +27,7 @@ use crate::frames::older::{Hint, Older};
 use crate::history::{History, file_blocks, merge, missing_blocks};
 use crate::index::{Coverage, Epoch, Index, IndexError, Tables};
 use crate::metadata::{Layout, Tree};
-use crate::repo::Repo;
+use crate::repo::{Repo, RepoLock};
 use crate::scan::{FileIndex, Scan, check_directories, scan};
 use crate::seal::{Statement, moved, now, seal, signing_time};
 use crate::stat_cache::{KnownContent, StatCache};
@@ -38,6 +39,11 @@ pub use report::{Exposed, PublishReport, Step};
 use hints::NewFile;
 use source::Source;
 use target::{ByteArea, LogBlocks, Target};
+
+/// How long a prune is waited for.
+const PRUNE_PATIENCE: Duration = Duration::from_secs(600);
+/// How often is looked whether it has ended.
+const PRUNE_POLL: Duration = Duration::from_millis(50);
 
 /// What to publish, and as what.
 #[derive(Debug)]
@@ -68,8 +74,7 @@ pub fn publish(
     let source = Source::open(repo, options.source)?;
     // A key that cannot be used is found out before hours of reading.
     repo.key()?;
-    let target = Target::open(repo, options.dry_run)?;
-    let _lock = repo.lock(options.dry_run)?;
+    let (target, _lock) = open_target(repo, options.dry_run)?;
     behind::check(repo, target.log())?;
     let history = History::read(target.log())?;
     check_new(&history, options)?;
@@ -93,6 +98,22 @@ pub fn publish(
         scan_start,
     };
     publication.run(target, epoch)
+}
+
+/// Takes the log and the index for this process alone. A prune that runs is waited for: it holds them
+/// only while it decides.
+fn open_target(repo: &Repo, dry_run: bool) -> Result<(Target, RepoLock), PublishError> {
+    let deadline = Instant::now() + PRUNE_PATIENCE;
+    loop {
+        let taken =
+            Target::open(repo, dry_run).and_then(|target| Ok((target, repo.lock(dry_run)?)));
+        match taken {
+            Err(error) if error.is_busy() && repo.is_pruning() && Instant::now() < deadline => {
+                std::thread::sleep(PRUNE_POLL);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn check_options(options: &PublishOptions<'_>) -> Result<(), PublishError> {

@@ -5,6 +5,7 @@
 //! key           the signing key, mode 0600
 //! log/          the log (distd_core::store)
 //! index.redb    what the log holds, by content; may be deleted
+//! pruning       locked while a prune runs
 //! announced     how far a running `serve` has told the swarm
 //! ahead.json    only if nodes hold more than the log does
 //! ```
@@ -32,6 +33,7 @@ const KEY: &str = "key";
 const LOG: &str = "log";
 const INDEX: &str = "index.redb";
 const ANNOUNCED: &str = "announced";
+const PRUNING: &str = "pruning";
 /// How long after its newest signature a head counts as fresh where the settings do not say.
 const VALIDITY_S: u64 = 7 * 86_400;
 /// Settings and key files are small.
@@ -298,6 +300,29 @@ impl Repo {
             }
             Err(errno) => Err(failed(errno.into())),
         }
+    }
+
+    /// Keeps prunes apart from each other, and tells a publish that one runs.
+    pub fn lock_prune(&self) -> Result<RepoLock, RepoError> {
+        let path = self.dir.join(PRUNING);
+        let failed = |source| RepoError::Io { verb: "lock", path: path.clone(), source };
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o644);
+        let file = options.open(&path).map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(RepoLock { _file: file }),
+            Err(Errno::WOULDBLOCK) => {
+                Err(RepoError::Busy { path: self.dir.clone(), other: "a prune" })
+            }
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+
+    /// Whether a prune runs.
+    pub fn is_pruning(&self) -> bool {
+        File::open(self.dir.join(PRUNING)).is_ok_and(|file| {
+            flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+        })
     }
 
     /// Whose log it is.

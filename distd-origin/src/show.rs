@@ -47,6 +47,8 @@ pub struct ListedRelease {
     pub created_s: u64,
     /// Whether its track stands at it.
     pub current: bool,
+    /// Whether it was pruned: its content is gone.
+    pub pruned: bool,
 }
 
 /// Lists tracks and releases.
@@ -77,6 +79,7 @@ pub fn list(repo: &Repo, log: &OriginLog) -> Result<Listing, HistoryError> {
                 version: item.version.clone(),
                 created_s: item.created_s,
                 current: is_current(item),
+                pruned: item.is_pruned(),
             })
             .collect(),
     })
@@ -97,7 +100,8 @@ impl Listing {
             let mark = if release.current { '*' } else { ' ' };
             let time = utc(release.created_s);
             let (name, number) = (&release.track, &release.version);
-            let _ = writeln!(text, "{mark} {name:track$}  {number:version$}  {time}");
+            let pruned = if release.pruned { "  (pruned)" } else { "" };
+            let _ = writeln!(text, "{mark} {name:track$}  {number:version$}  {time}{pruned}");
         }
         text
     }

@@ -20,6 +20,7 @@
 //! ```
 
 use distd_core::manifest::{ExtentList, Extents, Timestamp};
+use distd_core::unit::BlockRange;
 
 use crate::index::{IndexError, Tables};
 use crate::scan::Attributes;
@@ -34,7 +35,9 @@ const PUBLISHES_KEPT: u64 = 32;
 /// How stale an entry's mark may become before it is written again.
 const MARK_EVERY: u64 = 8;
 /// Bytes before the extents.
-const FIXED_BYTES: usize = 8 + 8 + 12 + 12 + 32;
+const FIXED_BYTES: usize = 8 + STATE_BYTES + 32;
+/// Bytes of the state of an inode.
+const STATE_BYTES: usize = 8 + 12 + 12;
 
 /// What is known of a file's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,6 +179,21 @@ fn state(attributes: &Attributes) -> Vec<u8> {
     state
 }
 
+/// Whether an entry of either kind refers to blocks of which `gone` says so, or cannot be understood.
+pub(crate) fn refers(value: &[u8], gone: impl Fn(BlockRange) -> bool) -> bool {
+    const SIZE_BYTES: usize = 8;
+    let size = value.get(8..).and_then(|state| state.first_chunk::<SIZE_BYTES>());
+    let size = size.map_or(0, |size| u64::from_be_bytes(*size));
+    let understood = [SIZE_BYTES, STATE_BYTES]
+        .into_iter()
+        .filter_map(|state| ExtentList::decode(value.get(8 + state + 32..)?, size).ok());
+    let mut met = None;
+    for extents in understood {
+        met = Some(met.unwrap_or(false) || extents.data().any(&gone));
+    }
+    met.unwrap_or(true)
+}
+
 /// The mark and the content; `None` for another state, or bytes that are no entry.
 fn decode(value: &[u8], state: &[u8], size: u64) -> Option<(u64, KnownContent)> {
     let (mark, rest) = value.split_first_chunk::<8>()?;
@@ -267,6 +285,19 @@ mod tests {
                 assert_eq!(found.is_some(), remembered, "{ctime:?}");
             }
         });
+    }
+
+    #[test]
+    fn what_refers_to_gone_blocks_is_found() {
+        let seen = file(at(900, 1));
+        let known = known();
+        let first = known.extents.data().next().expect("it has content");
+        for state in [state(&seen), seen.size.to_be_bytes().to_vec()] {
+            let value = encode(7, &state, &known);
+            assert!(refers(&value, |blocks| blocks == first));
+            assert!(!refers(&value, |_| false));
+            assert!(refers(&value[..60], |_| false));
+        }
     }
 
     #[test]

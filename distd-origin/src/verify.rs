@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use distd_core::limits::BLOCK_BYTES;
 use distd_core::manifest::{Content, EntryKind, File};
 use distd_core::store::{Damage, OriginLog, ReadError};
-use distd_core::unit::{BlockRange, ByteRange, HumanBytes};
+use distd_core::unit::{BlockIndex, BlockRange, ByteRange, HumanBytes};
 use serde::Serialize;
 
 use crate::history::{
@@ -14,6 +14,8 @@ use crate::history::{
 };
 use crate::scan::TreePath;
 
+/// Times that releases are checked again because a prune went on beside it.
+const PRUNES_MAX: usize = 16;
 /// Damaged files that are named; more are counted.
 const FILES_NAMED_MAX: usize = 1000;
 
@@ -35,6 +37,8 @@ pub struct VerifyReport {
     pub heads: u64,
     /// Releases whose trees were walked.
     pub releases: u64,
+    /// Releases that were pruned.
+    pub pruned: u64,
     /// What is wrong; empty for a sound repository.
     pub faults: Vec<Fault>,
     /// Files that cannot be served whole, as `TRACK@VERSION:PATH`.
@@ -46,6 +50,14 @@ pub struct VerifyReport {
 impl VerifyReport {
     fn fault(&mut self, place: impl Into<String>, what: impl Into<String>) {
         self.faults.push(Fault { place: place.into(), what: what.into() });
+    }
+
+    fn add(&mut self, other: Self) {
+        self.releases += other.releases;
+        self.pruned += other.pruned;
+        self.faults.extend(other.faults);
+        self.damaged_files.extend(other.damaged_files);
+        self.more_damaged_files += other.more_damaged_files;
     }
 
     /// Whether all is well.
@@ -65,8 +77,11 @@ impl VerifyReport {
         if self.more_damaged_files > 0 {
             let _ = writeln!(text, "and {} more damaged files", self.more_damaged_files);
         }
-        let Self { munros, heads, releases, .. } = self;
-        let checked = format!("{munros} munros, {heads} heads, {releases} releases");
+        let Self { munros, heads, releases, pruned, .. } = self;
+        let mut checked = format!("{munros} munros, {heads} heads, {releases} releases");
+        if *pruned > 0 {
+            let _ = write!(checked, " ({pruned} more were pruned)");
+        }
         if self.is_sound() {
             let _ = writeln!(text, "verified: {checked}; everything is as it was signed");
         } else {
@@ -89,20 +104,44 @@ pub fn verify(log: &OriginLog, progress: impl FnMut(u64, u64)) -> Result<VerifyR
         report.fault(place, what);
     }
     check_heads(log, commit.munros, &mut report);
+    let damaged = crate::history::merge(damaged);
+    for attempt in 1..=PRUNES_MAX {
+        let mut checked = VerifyReport::default();
+        check_history(log, &damaged, &mut checked)?;
+        // A prune may have changed everything in the midst of it.
+        if checked.is_sound() || attempt == PRUNES_MAX || !log.reload()? {
+            report.add(checked);
+            break;
+        }
+    }
+    Ok(report)
+}
+
+/// Checks the releases and the tracks, as the newest head lists them.
+fn check_history(
+    log: &OriginLog,
+    damaged: &[BlockRange],
+    report: &mut VerifyReport,
+) -> Result<(), ReadError> {
     let history = match History::read(log) {
         Ok(history) => history,
         Err(error) => {
             report.fault("the newest head or the catalog", error.to_string());
-            return Ok(report);
+            return Ok(());
         }
     };
+    let munros = history.head.as_ref().map_or(0, |placed| placed.head.munros);
+    let gone = log.gone(BlockRange::new(BlockIndex(0), munros * 256))?;
     let mut checked = HashSet::new();
-    let damaged = crate::history::merge(damaged);
     for item in &history.catalog.items {
+        if item.is_pruned() {
+            report.pruned += 1;
+            continue;
+        }
         let name = format!("{}@{}", item.track, item.version);
-        let checked_release =
-            check_release(log, &name, item.release, &damaged, &mut checked, &mut report);
-        match checked_release {
+        let release =
+            check_release(log, &name, item.release, (damaged, &gone), &mut checked, report);
+        match release {
             Ok(()) => report.releases += 1,
             Err(error) => report.fault(format!("release {name}"), error.to_string()),
         }
@@ -115,7 +154,7 @@ pub fn verify(log: &OriginLog, progress: impl FnMut(u64, u64)) -> Result<VerifyR
             report.fault(format!("track {}", track.name), what);
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 fn describe(damage: &Damage) -> (String, String, Option<BlockRange>) {
@@ -182,7 +221,7 @@ fn check_release(
     log: &OriginLog,
     name: &str,
     range: ByteRange,
-    damaged: &[BlockRange],
+    (damaged, gone): (&[BlockRange], &[BlockRange]),
     checked: &mut HashSet<ByteRange>,
     report: &mut VerifyReport,
 ) -> Result<(), HistoryError> {
@@ -199,6 +238,10 @@ fn check_release(
         let extents = read_extents(log, file)?;
         if extents.data().any(|run| run.end().0 > end) {
             let what = format!("expected extents within the log's {end} blocks, found some beyond");
+            report.fault(format!("{name}:{}", path()), what);
+        }
+        if extents.data().any(|run| touches(run, gone)) || lies_in(file, gone) {
+            let what = "expected blocks that are there, found some that were pruned";
             report.fault(format!("{name}:{}", path()), what);
         }
         if extents.data().any(|run| touches(run, damaged)) || lies_in(file, damaged) {

@@ -182,6 +182,12 @@ impl MunroFrames {
         Self { munro, layer, hashes, frames }
     }
 
+    /// The same, with only the frames that `keep` wants.
+    pub fn keeping(&self, keep: impl FnMut(&&FrameEntry) -> bool) -> Self {
+        let frames = self.frames.iter().filter(keep).cloned().collect();
+        Self { frames, hashes: self.hashes.clone(), ..*self }
+    }
+
     /// The signed munro.
     pub const fn munro(&self) -> &VerifiedMunro {
         &self.munro

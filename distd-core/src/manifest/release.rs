@@ -130,8 +130,24 @@ pub struct CatalogItem {
     pub version: String,
     /// When it was published, seconds since the Unix epoch.
     pub created_s: u64,
-    /// Its record in the log.
+    /// Its record in the log; no bytes at 0 for a release that was pruned: what it held is gone, its
+    /// version is not used again.
     pub release: ByteRange,
+}
+
+impl CatalogItem {
+    /// Where the record of a pruned release lies.
+    const NOWHERE: ByteRange = ByteRange { offset: 0, len: 0 };
+
+    /// Whether the release was pruned.
+    pub fn is_pruned(&self) -> bool {
+        self.release == Self::NOWHERE
+    }
+
+    /// The same release, pruned.
+    pub fn pruned(&self) -> Self {
+        Self { release: Self::NOWHERE, ..self.clone() }
+    }
 }
 
 /// All releases, oldest first.
@@ -160,8 +176,10 @@ impl Catalog {
             if check_label(&item.track).is_err() || check_label(&item.version).is_err() {
                 return Err(invalid("the track or the version is no label", index));
             }
-            node_range(item.release.offset, item.release.len)
-                .map_err(|rule| invalid(rule, index))?;
+            if !item.is_pruned() {
+                node_range(item.release.offset, item.release.len)
+                    .map_err(|rule| invalid(rule, index))?;
+            }
         }
         Ok(Self { items })
     }
@@ -229,6 +247,12 @@ mod tests {
         assert_eq!(Catalog::decode(&catalog.encode()), Ok(catalog.clone()));
         assert_eq!(catalog.find("b", "1"), Some(&item("b", "1")));
         assert_eq!(catalog.find("a", "2"), None);
+        let pruned = Catalog { items: vec![item("a", "1").pruned()] };
+        assert_eq!(Catalog::decode(&pruned.encode()), Ok(pruned.clone()));
+        assert!(pruned.items[0].is_pruned() && !catalog.items[0].is_pruned());
+        let nowhere = ByteRange { offset: 7, len: 0 };
+        let forged = Catalog { items: vec![CatalogItem { release: nowhere, ..item("a", "1") }] };
+        assert!(Catalog::decode(&forged.encode()).is_err());
         let forged = Catalog { items: vec![item("..", "1")] };
         assert!(Catalog::decode(&forged.encode()).is_err());
     }

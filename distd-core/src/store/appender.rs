@@ -72,7 +72,7 @@ pub enum AppendError {
 /// One epoch in the making; dropped without [`Appender::seal`] it leaves the log as it was.
 pub struct Appender {
     log: OriginLog,
-    segments: Arc<Segments>,
+    pub(super) segments: Arc<Segments>,
     hashers: Hashers,
     /// Content of the munro that is being filled, not yet on the disk.
     filling: Vec<u8>,
@@ -83,6 +83,8 @@ pub struct Appender {
     dropped: Vec<BlockRange>,
     /// Munros all of whose content goes.
     emptied: Vec<MunroIndex>,
+    /// Older segments that were written to.
+    pub(super) touched: BTreeSet<u64>,
     poisoned: bool,
     _lock: Lock,
 }
@@ -131,6 +133,7 @@ impl Appender {
             sections: 0,
             dropped: Vec::new(),
             emptied: Vec::new(),
+            touched: BTreeSet::new(),
             poisoned: false,
             _lock: lock,
         })
@@ -295,7 +298,7 @@ impl Appender {
             .enumerate()
             .map(|(i, hash)| VerifiedMunro::sign(key, MunroIndex(first.0 + i as u64), *hash, time))
             .collect();
-        let mut segments = BTreeSet::new();
+        let mut segments = std::mem::take(&mut self.touched);
         for group in
             signed.chunk_by(|a, b| Segments::number_of(a.munro()) == Segments::number_of(b.munro()))
         {

@@ -50,6 +50,14 @@ impl Framed {
     }
 }
 
+impl Framed {
+    /// Reads the list of epochs and its records again when they are used next.
+    pub(super) fn forget(&self) {
+        *lock(&self.epochs) = <_>::default();
+        lock(&self.records).clear();
+    }
+}
+
 impl Decoded {
     fn put(&mut self, bin: Bin, bytes: Bytes) {
         self.bytes += bytes.len();
@@ -82,6 +90,8 @@ impl OriginLog {
         let Ok(list) = self.read_epochs(commit.munros) else { return Ok(known) };
         let list = Arc::new(list);
         *lock(&self.framed().epochs) = (commit.munros, Arc::clone(&list));
+        // A prune lists frames anew.
+        lock(&self.framed().records).clear();
         Ok(list)
     }
 
@@ -105,15 +115,24 @@ impl OriginLog {
         }
     }
 
+    /// What an epoch's index says of a munro; `None` for a munro of another epoch.
+    pub fn index_entry(
+        &self,
+        item: &EpochItem,
+        munro: MunroIndex,
+    ) -> Result<Option<IndexEntry>, ReadError> {
+        let Some(range) = item.entry_range(munro) else { return Ok(None) };
+        let entry = self.read_stored(range)?;
+        Ok(Some(IndexEntry::decode(munro, item.signed_at(), &self.origin(), &entry)?))
+    }
+
     fn read_record(
         &self,
         item: &EpochItem,
         trust: VerifiedMunro,
         part: Part,
     ) -> Result<Option<MunroFrames>, ReadError> {
-        let Some(range) = item.entry_range(trust.munro()) else { return Ok(None) };
-        let entry = self.read_stored(range)?;
-        let entry = IndexEntry::decode(trust.munro(), item.signed_at(), &self.origin(), &entry)?;
+        let Some(entry) = self.index_entry(item, trust.munro())? else { return Ok(None) };
         let Some(range) = entry.record(part) else { return Ok(None) };
         Ok(Some(MunroFrames::decode(trust, part, &self.read_stored(range)?)?))
     }

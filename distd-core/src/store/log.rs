@@ -81,6 +81,12 @@ pub enum ReadError {
     /// A frame.
     #[error("{0}: run verify")]
     Frame(#[from] FrameError),
+    /// No retained release needs it.
+    #[error("blocks {}..{} of the log are gone: the releases that needed them were pruned", blocks.start, blocks.end())]
+    Gone {
+        /// What is gone of what was asked for.
+        blocks: BlockRange,
+    },
     /// Not committed.
     #[error("the log ends at block {end}, asked for blocks {}..{}", blocks.start, blocks.end())]
     Beyond {
@@ -168,8 +174,37 @@ impl OriginLog {
         Ok(changed)
     }
 
-    /// A run of blocks within one munro with its proof; `None` beyond what is committed.
+    /// A run of blocks within one munro with its proof; `None` beyond what is committed, and where
+    /// something of it is gone on purpose.
     pub fn read_run(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
+        let Some(blocks) = bin.blocks() else { return Ok(None) };
+        match self.read_again(blocks, || self.read_run_once(bin)) {
+            Err(ReadError::Gone { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Reads; once more if that failed and a prune may meanwhile have changed where `blocks` lie.
+    fn read_again<T>(
+        &self,
+        blocks: BlockRange,
+        read: impl Fn() -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        let error = match read() {
+            Err(error) if !matches!(error, ReadError::Beyond { .. }) => error,
+            other => return other,
+        };
+        if self.reload().is_err() {
+            return Err(error);
+        }
+        self.framed.forget();
+        read().map_err(|error| match self.gone(blocks).as_deref() {
+            Ok([first, ..]) => ReadError::Gone { blocks: *first },
+            _ => error,
+        })
+    }
+
+    fn read_run_once(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
         let (Some(munro), Some(blocks)) = (bin.munro(), bin.blocks()) else { return Ok(None) };
         if bin.layer() > MUNRO_LAYER || munro.0 >= self.known().frontier.munros() {
             return Ok(None);
@@ -188,8 +223,11 @@ impl OriginLog {
     /// # Panics
     /// If `out` is not `blocks.byte_len()` long.
     pub fn read_blocks(&self, blocks: BlockRange, out: &mut [u8]) -> Result<(), ReadError> {
-        self.read_parts(blocks, out, |nodes, file, part| {
-            self.content(nodes, part, |stored| read_verified(nodes, file, stored))
+        let out = std::cell::RefCell::new(out);
+        self.read_again(blocks, || {
+            self.read_parts(blocks, &mut out.borrow_mut(), |nodes, file, part| {
+                self.content(nodes, part, |stored| read_verified(nodes, file, stored))
+            })
         })
     }
 

@@ -23,6 +23,7 @@ mod eviction;
 mod fixture;
 mod flush;
 mod framed;
+mod gone;
 mod intake;
 mod log;
 #[cfg(test)]

@@ -9,7 +9,9 @@ use crate::tree::{Frontier, MunroTree, NodeHash, VerifiedMunro};
 use crate::unit::{Bin, BlockRange, MunroIndex};
 
 use super::framed::read_stored_blocks;
+use super::gone::{ALL, gone_bits, retained_runs};
 use super::nodes::{MunroNodes, trusted_record};
+use super::presence::{Bits, and, granule_bits};
 use super::segment::{GRANULE_TABLE_BYTES, SegmentFile, Segments, TABLE_BYTES, table_offset};
 use super::{OriginLog, ReadError};
 
@@ -61,8 +63,10 @@ impl OriginLog {
         let mut frontier = Some(Frontier::empty());
         for start in (0..total).step_by(BATCH_MUNROS as usize) {
             let end = total.min(start + BATCH_MUNROS);
-            let checked: Vec<_> =
-                (start..end).into_par_iter().map(|munro| self.check(MunroIndex(munro))).collect();
+            let checked: Vec<_> = (start..end)
+                .into_par_iter()
+                .map(|munro| self.check_settled(MunroIndex(munro)))
+                .collect();
             for result in checked {
                 let (trust, damage) = result?;
                 damages.extend(damage);
@@ -80,6 +84,19 @@ impl OriginLog {
         Ok(damages)
     }
 
+    /// Checks a munro; once more if something is wrong, for a prune may have changed it meanwhile.
+    fn check_settled(
+        &self,
+        munro: MunroIndex,
+    ) -> Result<(Option<VerifiedMunro>, Vec<Damage>), ReadError> {
+        let (trust, damages) = self.check(munro)?;
+        if damages.is_empty() || self.reload().is_err() {
+            return Ok((trust, damages));
+        }
+        self.framed().forget();
+        self.check(munro)
+    }
+
     fn check(&self, munro: MunroIndex) -> Result<(Option<VerifiedMunro>, Vec<Damage>), ReadError> {
         let Some(file) = self.segments().open(Segments::number_of(munro))? else {
             return Ok((None, vec![Damage::Segment { munro }]));
@@ -89,9 +106,17 @@ impl OriginLog {
             Ok(_) => return Ok((None, vec![Damage::Signature { munro }])),
             Err(_) => return Ok((None, vec![Damage::Unreadable { munro }])),
         };
+        let Ok(gone) = gone_bits(&file, munro) else {
+            return Ok((Some(trust), vec![Damage::Unreadable { munro }]));
+        };
+        if gone == ALL {
+            return Ok((Some(trust), Vec::new()));
+        }
         let damages = match self.undecodable(&file, trust)? {
-            damages if damages.is_empty() => check_content(&file, trust, || self.content_of(trust))
-                .unwrap_or_else(|_| vec![Damage::Unreadable { munro }]),
+            damages if damages.is_empty() => {
+                check_content(&file, trust, gone, || self.content_of(trust))
+                    .unwrap_or_else(|_| vec![Damage::Unreadable { munro }])
+            }
             damages => damages,
         };
         Ok((Some(trust), damages))
@@ -126,21 +151,33 @@ impl OriginLog {
 fn check_content(
     file: &SegmentFile,
     trust: VerifiedMunro,
+    gone: Bits,
     content: impl FnOnce() -> Result<Bytes, ReadError>,
 ) -> Result<Vec<Damage>, ReadError> {
     let munro = trust.munro();
-    let blocks = munro.blocks();
     let content = content()?;
-    let nodes = MunroTree::hash_content(munro, &content);
-    if nodes[1] != trust.hash() {
-        let stored = MunroNodes::load(file, trust, true)?;
-        let wrong = stored.wrong(blocks, &content);
-        // Every block proved by itself cannot fold to another munro.
-        assert!(!wrong.is_empty(), "wrong content has a wrong block");
-        return Ok(wrong.into_iter().map(|blocks| Damage::Content { blocks }).collect());
-    }
+    let mut nodes = MunroTree::hash_content(munro, &content);
     let mut table = vec![0; TABLE_BYTES as usize];
     file.read(table_offset(munro), &mut table)?;
+    if gone != [0; 4] {
+        fold_over_gone(&mut nodes, &table, gone);
+    }
+    if nodes[1] != trust.hash() {
+        let stored = MunroNodes::load(file, trust, true)?;
+        let offset = |blocks: BlockRange| (blocks.byte_offset() - munro.byte_offset()) as usize;
+        let wrong: Vec<Damage> = retained_runs(munro, gone)
+            .into_iter()
+            .flat_map(|run| {
+                let content = &content[offset(run)..][..run.byte_len() as usize];
+                stored.wrong(run, content)
+            })
+            .map(|blocks| Damage::Content { blocks })
+            .collect();
+        // Every block proved by itself cannot fold to another munro, unless what stands for the
+        // gone ones is wrong.
+        let hashes = || vec![Damage::Hash { bin: munro.bin() }];
+        return Ok(if wrong.is_empty() { hashes() } else { wrong });
+    }
     let differs = table
         .as_chunks::<32>()
         .0
@@ -150,9 +187,30 @@ fn check_content(
         .skip(1)
         // Where frames hold the content, hashes below granules are not kept.
         .find(|(slot, (stored, hash))| {
-            NodeHash(**stored) != **hash && (**stored != [0; 32] || *slot < GRANULE_SLOTS)
+            NodeHash(**stored) != **hash
+                && (*slot < GRANULE_SLOTS || (**stored != [0; 32] && !is_gone(*slot, gone)))
         });
     Ok(differs.map(|(slot, _)| Damage::Hash { bin: bin_of(munro, slot) }).into_iter().collect())
+}
+
+/// Puts the stored hashes of granules that are gone in the place of those of the zeros that are read
+/// there, and folds what lies above.
+fn fold_over_gone(nodes: &mut [NodeHash; 512], table: &[u8], gone: Bits) {
+    const GRANULES: usize = GRANULE_SLOTS / 2;
+    let (stored, _) = table.as_chunks::<32>();
+    for granule in (0..GRANULES).filter(|granule| and(granule_bits(*granule), gone) != [0; 4]) {
+        nodes[GRANULES + granule] = NodeHash(stored[GRANULES + granule]);
+    }
+    for slot in (1..GRANULES).rev() {
+        nodes[slot] = NodeHash::parent(nodes[slot * 2], nodes[slot * 2 + 1]);
+    }
+}
+
+/// Whether a slot below the granules is one of blocks that are gone.
+fn is_gone(slot: usize, gone: Bits) -> bool {
+    let depth = slot.ilog2() - GRANULE_SLOTS.ilog2() + 1;
+    let granule = (slot >> depth) - GRANULE_SLOTS / 2;
+    and(granule_bits(granule), gone) != [0; 4]
 }
 
 /// The node of a slot (at least 1) of a munro's table.

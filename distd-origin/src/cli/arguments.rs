@@ -100,6 +100,20 @@ pub(super) enum Command {
         #[command(flatten)]
         release: ReleaseArgument,
     },
+    /// Let old releases go, and give back the disk space that no other release needs
+    Prune {
+        /// Releases of each track that stay, the newest ones; the one at which a track stands stays
+        /// always (default with --keep-track: 1)
+        #[arg(long, value_name = "N", required_unless_present = "keep_track",
+              value_parser = clap::value_parser!(u64).range(1..))]
+        keep: Option<u64>,
+        /// A track of which every release stays; may be repeated
+        #[arg(long, value_name = "TRACK")]
+        keep_track: Vec<String>,
+        /// Find out what it would come to, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Write the file by which nodes join: what a .torrent is to BitTorrent
     Metainfo {
         #[command(flatten)]

@@ -9,6 +9,7 @@ use distd_core::node::NodeError;
 use distd_core::store::{AppendError, OpenError, ReadError};
 
 use crate::history::HistoryError;
+use crate::prune::PruneError;
 use crate::publish::PublishError;
 use crate::repo::RepoError;
 use crate::rollback::RollbackError;
@@ -44,6 +45,8 @@ pub(super) enum CommandError {
     #[error(transparent)]
     Rollback(#[from] RollbackError),
     #[error(transparent)]
+    Prune(#[from] PruneError),
+    #[error(transparent)]
     Serve(#[from] ServeError),
     #[error("cannot read '{}': {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
@@ -71,6 +74,12 @@ impl CommandError {
                 RollbackError::History(error) => of_history(error),
                 RollbackError::Seal(error) => of_seal(error),
                 RollbackError::Repo(error) => of_repo(error),
+            },
+            Self::Prune(error) => match error {
+                PruneError::History(error) => of_history(error),
+                PruneError::Seal(error) => of_seal(error),
+                PruneError::Repo(error) => of_repo(error),
+                PruneError::Index(_) | PruneError::Free(_) => Exit::Failure,
             },
             Self::Serve(error) => match error {
                 ServeError::Repo(error) => of_repo(error),
@@ -115,7 +124,10 @@ fn of_repo(error: &RepoError) -> Exit {
 
 fn of_history(error: &HistoryError) -> Exit {
     match error {
-        HistoryError::NoSuchRelease { .. } | HistoryError::NoSuchTrack { .. } => Exit::NoSuchThing,
+        HistoryError::NoSuchRelease { .. }
+        | HistoryError::NoSuchTrack { .. }
+        | HistoryError::Pruned { .. }
+        | HistoryError::Read(ReadError::Gone { .. }) => Exit::NoSuchThing,
         HistoryError::Ambiguous { .. } => Exit::Usage,
         HistoryError::Read(ReadError::Damaged { .. } | ReadError::Signature(_))
         | HistoryError::Head(_)

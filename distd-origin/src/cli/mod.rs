@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::announced::{self, Answer};
 use crate::diff::diff;
 use crate::history::History;
+use crate::prune::{PruneOptions, prune};
 use crate::publish::{PublishOptions, publish};
 use crate::repo::{InitOptions, Repo};
 use crate::rollback::rollback;
@@ -110,6 +111,20 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
                     )
                 }
             })?;
+            Ok(Exit::Success)
+        }
+        Command::Prune { keep, keep_track, dry_run } => {
+            let options = PruneOptions {
+                keep: keep.unwrap_or(1),
+                keep_tracks: keep_track.clone(),
+                dry_run: *dry_run,
+            };
+            let repo = repo()?;
+            let mut report = prune(&repo, &options, &output.prune_progress())?;
+            if report.sealed {
+                report.announced = await_announcement(&repo, report.munros, output);
+            }
+            output.report(&report, || report.text())?;
             Ok(Exit::Success)
         }
         Command::Metainfo { track, address, output: file } => {

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
+use crate::prune::PruneStep;
 use crate::publish::{PublishReport, Step};
 
 use super::exit::CommandError;
@@ -138,6 +139,20 @@ impl Output {
     pub(super) fn munro_progress(&self, what: &'static str) -> impl FnMut(u64, u64) + use<> {
         let mut meter = Meter::new(self.quiet || self.json);
         move |done, total| meter.set(what, done, total, Unit::Mebibytes)
+    }
+
+    /// Shows how a prune gets on.
+    pub(super) fn prune_progress(&self) -> impl Fn(PruneStep) + use<> {
+        let meter = RefCell::new(Meter::new(self.quiet || self.json));
+        move |step| {
+            let mut meter = meter.borrow_mut();
+            match step {
+                PruneStep::Wait => meter.set("waiting for a publish", 0, 0, Unit::Entries),
+                PruneStep::Read(at, of) => meter.set("reading releases", at, of, Unit::Entries),
+                PruneStep::Plan(at, of) => meter.set("planning", at, of, Unit::Mebibytes),
+                PruneStep::Free(at, of) => meter.set("freeing", at, of, Unit::Entries),
+            }
+        }
     }
 
     /// Shows how a publish gets on.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use distd_core::head::LabelError;
 use distd_core::limits::{MESSAGE_BYTES_MAX, RELEASES_MAX};
-use distd_core::store::{AppendError, ReadError};
+use distd_core::store::{AppendError, OpenError, ReadError};
 
 use crate::catch_up::CatchUpError;
 use crate::history::HistoryError;
@@ -89,6 +89,17 @@ pub enum PublishError {
     /// The end of it.
     #[error(transparent)]
     Seal(#[from] SealError),
+}
+
+impl PublishError {
+    /// Whether another process has the log or the index.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(
+            self,
+            Self::Append(AppendError::Open(OpenError::Busy { .. }))
+                | Self::Repo(RepoError::Busy { .. })
+        )
+    }
 }
 
 impl From<CatchUpError> for PublishError {
