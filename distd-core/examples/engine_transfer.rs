@@ -10,9 +10,9 @@ use bytes::Bytes;
 use distd_core::keys::{NtpTime, OriginKey};
 use distd_core::limits::MUNRO_BYTES;
 use distd_core::ppspp::engine::{
-    Class, Engine, EngineConfig, Event, SwarmKey, SwarmOptions, Transmit,
+    Class, Engine, EngineConfig, Event, HashRequest, SwarmKey, SwarmOptions, Transmit,
 };
-use distd_core::tree::{MunroTree, NodeHash, VerifiedMunro, VerifiedRun};
+use distd_core::tree::{HashedRun, MunroTree, NodeHash, VerifiedMunro, VerifiedRun};
 use distd_core::unit::{Bin, BlockIndex, BlockRange, MunroIndex};
 
 struct Munro {
@@ -68,13 +68,18 @@ impl Side {
         if self.engine.poll_timeout().is_some_and(|at| at <= begin) {
             self.engine.handle_timeout(begin);
         }
+        while let Some(HashRequest { id, bin, bytes }) = self.engine.poll_hash() {
+            if let Some(run) = HashedRun::new(bin, bytes) {
+                self.engine.handle_hashed(begin, id, run);
+            }
+        }
         self.spent += begin.elapsed();
         let mut out = Vec::new();
         loop {
             while let Some(request) = self.engine.poll_disk() {
                 let run = read(log, request.bin);
                 let begin = Instant::now();
-                self.engine.handle_disk(begin, request.id, run);
+                self.engine.handle_disk(begin, request.id, run.map(Into::into));
                 self.spent += begin.elapsed();
             }
             let begin = Instant::now();

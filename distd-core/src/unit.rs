@@ -299,6 +299,15 @@ impl BlockRange {
     pub const fn chunks(self) -> Option<ChunkRange> {
         ChunkRange::new(self.start.0 * 4, self.end().0 * 4)
     }
+    /// What of it lies outside of `other`: up to two ranges.
+    pub fn without(self, other: Self) -> impl Iterator<Item = Self> {
+        let common = self.intersection(other);
+        let (start, end) =
+            if common.is_empty() { (self.end(), self.end()) } else { (common.start, common.end()) };
+        let before = Self::new(self.start, start.0 - self.start.0);
+        let after = Self::new(end, self.end().0 - end.0);
+        [before, after].into_iter().filter(|part| !part.is_empty())
+    }
     /// Each block, in order.
     pub fn iter(self) -> impl Iterator<Item = BlockIndex> {
         (self.start.0..self.end().0).map(BlockIndex)

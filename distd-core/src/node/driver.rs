@@ -70,7 +70,9 @@ impl Driver {
     fn receive(&mut self) -> io::Result<()> {
         let now = Instant::now();
         let engine = &mut self.engine;
-        self.socket.receive(|from, datagram| engine.handle_datagram(now, from, datagram))?;
+        self.socket.receive(|from, received, stride| {
+            engine.handle_datagrams(now, from, received, stride);
+        })?;
         // A steady stream must not keep the engine from its timeouts.
         if self.engine.poll_timeout().is_some_and(|t| t <= now) {
             self.engine.handle_timeout(now);

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::keys::OriginId;
 use crate::ppspp::engine::{
-    Class, Event, FetchError, PeerReport, SwarmCounters, SwarmKey, SwarmOptions,
+    Class, Event, FetchError, HashRequest, PeerReport, SwarmCounters, SwarmKey, SwarmOptions,
 };
 use crate::tree::{SignedMunro, VerifiedMunro, VerifiedRun};
 use crate::unit::{BlockRange, MunroIndex};
@@ -23,6 +23,8 @@ use crate::unit::{BlockRange, MunroIndex};
 use super::clock::unix_now_s;
 use super::driver::Driver;
 use super::follow::{Follower, HeadRefused, Step, encode_munro};
+use super::hasher::{Hashed, Hasher};
+use super::keeper::{Keep, Keeper, Kept};
 use super::prefetch::{Piece, Prefetching};
 use super::reading::{Done, Purpose, ReadError, Reading, Waiting, Way, Work};
 use super::swarm::Shared;
@@ -114,13 +116,21 @@ struct Joined {
     forked: bool,
 }
 
+/// Threads that work for the loop, so that nothing holds up datagrams.
+pub(super) struct Helpers {
+    /// Writes answers to the kernel. Bounded by the number of reads that may wait.
+    pub(super) answers: std::sync::mpsc::Sender<(Done, Result<Bytes, ReadError>)>,
+    /// Hashes what arrives.
+    pub(super) hasher: Hasher,
+    /// Writes what was verified to the cache.
+    pub(super) keeper: Keeper,
+}
+
 /// The loop's state.
 pub(super) struct EventLoop {
     driver: Driver,
     commands: mpsc::Receiver<Command>,
-    /// Answers go out on a thread of their own: writing to the kernel must not hold up datagrams.
-    /// Bounded by the number of reads that may wait.
-    answers: std::sync::mpsc::Sender<(Done, Result<Bytes, ReadError>)>,
+    helpers: Helpers,
     unpacking: Unpacking,
     swarms: BTreeMap<SwarmKey, Joined>,
     by_origin: BTreeMap<OriginId, SwarmKey>,
@@ -131,12 +141,12 @@ impl EventLoop {
     pub(super) fn new(
         driver: Driver,
         commands: mpsc::Receiver<Command>,
-        answers: std::sync::mpsc::Sender<(Done, Result<Bytes, ReadError>)>,
+        helpers: Helpers,
         jobs: mpsc::Sender<Job>,
     ) -> Self {
         let (swarms, by_origin) = (BTreeMap::new(), BTreeMap::new());
         let unpacking = Unpacking::new(jobs);
-        Self { driver, commands, answers, unpacking, swarms, by_origin, full_logged: false }
+        Self { driver, commands, helpers, unpacking, swarms, by_origin, full_logged: false }
     }
 
     /// Runs until told to stop or until every handle is gone.
@@ -144,11 +154,26 @@ impl EventLoop {
         loop {
             let heard = self.swarms.values().filter_map(|joined| joined.heard_at).min();
             let until = [heard, self.unpacking.first_due()].into_iter().flatten().min();
-            let first = self.driver.wait(until, self.commands.recv()).await;
-            let mut next = match first {
-                Some(None) => break,
-                Some(Some(command)) => Some(command),
-                None => self.commands.try_recv().ok(),
+            let Helpers { hasher, keeper, .. } = &mut self.helpers;
+            let wake = async {
+                tokio::select! {
+                    command = self.commands.recv() => Woken::Command(command),
+                    hashed = hasher.done() => Woken::Hashed(hashed),
+                    kept = keeper.done() => Woken::Kept(kept),
+                }
+            };
+            let woken = self.driver.wait(until, wake).await;
+            let mut next = match woken {
+                Some(Woken::Command(None)) => break,
+                Some(Woken::Command(command)) => command,
+                other => {
+                    match other {
+                        Some(Woken::Hashed(hashed)) => self.on_hashed(hashed),
+                        Some(Woken::Kept(kept)) => self.on_kept(kept),
+                        _ => {}
+                    }
+                    self.commands.try_recv().ok()
+                }
             };
             // What has arrived is kept before anybody asks: else it would be fetched a second time.
             self.work_off();
@@ -173,8 +198,19 @@ impl EventLoop {
     /// Works off all that the engine has to say.
     fn work_off(&mut self) {
         let now = Instant::now();
+        while let Some(kept) = self.helpers.keeper.try_done() {
+            self.on_kept(kept);
+        }
         loop {
             let mut quiet = true;
+            let arrived: Vec<HashRequest> =
+                std::iter::from_fn(|| self.driver.engine.poll_hash()).collect();
+            if let Some(hashed) = self.helpers.hasher.hash(arrived) {
+                self.on_hashed(hashed);
+            }
+            while let Some(hashed) = self.helpers.hasher.try_done() {
+                self.on_hashed(hashed);
+            }
             let mut arrived = Arrived::default();
             while let Some(event) = self.driver.engine.poll_event() {
                 quiet = false;
@@ -201,7 +237,7 @@ impl EventLoop {
                         None
                     })
                 });
-                self.driver.engine.handle_disk(now, request.id, run);
+                self.driver.engine.handle_disk(now, request.id, run.map(Into::into));
                 // What is read goes out at once: the peer works on it while the next is read.
                 self.driver.transmit();
             }
@@ -235,7 +271,7 @@ impl EventLoop {
     fn stop(&mut self) {
         for joined in self.swarms.values_mut() {
             for done in joined.reading.drain() {
-                let _ = self.answers.send((done, Err(ReadError::Stopping)));
+                let _ = self.helpers.answers.send((done, Err(ReadError::Stopping)));
             }
         }
         let now = Instant::now();
@@ -387,7 +423,7 @@ impl EventLoop {
 
     fn answer(&self, done: Done, result: Result<Bytes, ReadError>) {
         // The answering thread ends after this loop.
-        let _ = self.answers.send((done, result));
+        let _ = self.helpers.answers.send((done, result));
     }
 
     fn on_event(&mut self, now: Instant, event: Event) {
@@ -426,25 +462,38 @@ impl EventLoop {
             };
             counter.fetch_add(run.bytes().len() as u64, Ordering::Relaxed);
         }
-        match joined.shared.log.put_joined(&runs) {
+        let steps: Vec<Step> = runs.iter().map(|run| joined.follower.on_run(run)).collect();
+        let keep = Keep { swarm: key, log: Arc::clone(&joined.shared.log), runs };
+        if let Some(kept) = self.helpers.keeper.keep(keep) {
+            self.on_kept(kept);
+        }
+        for step in steps {
+            self.on_step(now, key, step);
+        }
+    }
+
+    fn on_hashed(&mut self, hashed: Hashed) {
+        let now = Instant::now();
+        for (id, run) in hashed {
+            self.driver.engine.handle_hashed(now, id, run);
+        }
+    }
+
+    fn on_kept(&mut self, kept: Kept) {
+        let Kept { swarm, blocks, runs, result } = kept;
+        let Some(joined) = self.swarms.get_mut(&swarm) else { return };
+        match result {
             Ok(()) => {
                 self.full_logged = false;
-                for blocks in runs.iter().filter_map(|run| run.bin().blocks()) {
-                    self.driver.engine.hold(now, key, blocks);
-                }
+                self.driver.engine.hold(Instant::now(), swarm, blocks);
             }
             Err(error) => {
                 let uncached = &joined.shared.counters.uncached_runs;
-                uncached.fetch_add(runs.len() as u64, Ordering::Relaxed);
+                uncached.fetch_add(runs as u64, Ordering::Relaxed);
                 if !std::mem::replace(&mut self.full_logged, true) {
                     tracing::warn!(%error, "the cache takes nothing; going on without it");
                 }
             }
-        }
-        for run in &runs {
-            let Some(joined) = self.swarms.get_mut(&key) else { return };
-            let step = joined.follower.on_run(run);
-            self.on_step(now, key, step);
         }
     }
 
@@ -552,9 +601,12 @@ impl EventLoop {
         while let Some(joined) = self.swarms.get_mut(&key)
             && let Some(Piece { ranges, purpose, bulk }) = joined.prefetching.next()
         {
-            let log = &joined.shared.log;
-            let missing: Vec<BlockRange> =
-                ranges.into_iter().flat_map(|blocks| log.missing(blocks)).collect();
+            let (log, keeper) = (&joined.shared.log, &self.helpers.keeper);
+            let missing: Vec<BlockRange> = ranges
+                .into_iter()
+                .flat_map(|blocks| log.missing(blocks))
+                .flat_map(|blocks| keeper.not_waiting(key, blocks))
+                .collect();
             if !missing.is_empty() {
                 let (way, bulk) = (Way::Background, Some(bulk));
                 let wanted = Wanted { way, deadline, purpose, read: None, bulk };
@@ -562,6 +614,13 @@ impl EventLoop {
             }
         }
     }
+}
+
+/// What ends a wait for the network.
+enum Woken {
+    Command(Option<Command>),
+    Hashed(Hashed),
+    Kept(Kept),
 }
 
 /// Verified runs of one munro, one behind the other, that go to the disk together.

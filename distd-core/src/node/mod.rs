@@ -3,8 +3,11 @@
 //! ```text
 //!   fs threads ── Swarm::read ──> commands ─┐                 ┌─> answers (a thread of its own)
 //!                                           v                 │
-//!   UDP socket <─────────────────────> EventLoop (one thread, tokio)
-//!                        unpack (threads) <─┤ engine decides, cache keeps
+//!   UDP socket <─────────────────────> EventLoop (one thread, tokio) <──> Hasher (a thread of its own)
+//!                        unpack (threads) <─┤ engine decides
+//!                                           v
+//!                                    Keeper (a thread of its own)
+//!                                           │ cache keeps
 //!                                           v
 //!                                    store::Cache  <── flush (a thread of its own)
 //! ```
@@ -14,6 +17,8 @@ mod commit_watch;
 mod driver;
 mod event_loop;
 mod follow;
+mod hasher;
+mod keeper;
 mod prefetch;
 mod reading;
 mod server;

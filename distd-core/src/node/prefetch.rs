@@ -10,9 +10,9 @@ use super::reading::{Purpose, Work};
 use super::unpack::joined;
 
 /// Fetches under way at one time, of up to [`PREFETCH_BLOCKS`] each.
-const FETCHES_MAX: usize = 16;
+const FETCHES_MAX: usize = 24;
 /// Of these, fetches for whole releases.
-const BULK_FETCHES_MAX: usize = 6;
+const BULK_FETCHES_MAX: usize = 12;
 /// Blocks of one piece: 4 MiB.
 const PREFETCH_BLOCKS: u64 = 1024;
 /// Ranges of one piece: small files that lie together share frames.

@@ -184,7 +184,7 @@ impl Serving {
             }
             while let Some(request) = self.driver.engine.poll_disk() {
                 quiet = false;
-                let run = self.log.read_run(request.bin).unwrap_or_else(|error| {
+                let run = self.log.stored_run(request.bin).unwrap_or_else(|error| {
                     tracing::error!(%error, bin = %request.bin, "cannot read the log; run 'distd-origin verify'");
                     None
                 });
@@ -202,8 +202,12 @@ impl Serving {
     fn on_event(&mut self, event: &Event) {
         match event {
             Event::PeerUp { address, .. } => tracing::info!(%address, "peer connected"),
-            Event::PeerDown { address, reason, .. } => {
+            Event::PeerDown { address, reason, unacknowledged, .. } => {
                 tracing::info!(%address, %reason, "peer gone");
+                if *unacknowledged {
+                    // It may have left because of what it was sent.
+                    self.log.doubt();
+                }
             }
             Event::Fork { claimed, from, .. } => self.on_signed(claimed, *from),
             Event::Newest { munro, from, .. } => self.on_signed(&munro.signed(), *from),

@@ -18,7 +18,9 @@ use crate::ppspp::engine::{Engine, EngineConfig};
 use crate::store::{Cache, CacheOptions, OpenError};
 
 use super::driver::Driver;
-use super::event_loop::{Command, EventLoop};
+use super::event_loop::{Command, EventLoop, Helpers};
+use super::hasher::Hasher;
+use super::keeper::Keeper;
 use super::socket::Socket;
 use super::status::{NodeStatus, swarm_status};
 use super::swarm::{Shared, Swarm};
@@ -134,7 +136,10 @@ impl Node {
         let weak = commands.downgrade();
         let unpack = move || unpack::run(unpacking, weak);
         let unpacker = spawn("distd-unpack", unpack).map_err(start("unpacking thread"))?;
-        let network = move || match open_loop(listen, receiver, answers, jobs) {
+        let (hasher, hashing) = Hasher::start().map_err(start("hashing thread"))?;
+        let (keeper, keeping) = Keeper::start().map_err(start("writing thread"))?;
+        let helpers = Helpers { answers, hasher, keeper };
+        let network = move || match open_loop(listen, receiver, helpers, jobs) {
             Ok((runtime, event_loop, address)) => {
                 // The starter waits for this; if it is gone, so will the commands be.
                 let _ = ready.send(Ok((runtime.handle().clone(), address)));
@@ -154,7 +159,9 @@ impl Node {
             runtime,
             waiting: Arc::default(),
             swarms: Mutex::default(),
-            threads: Mutex::new(vec![network, answerer, unpacker]),
+            threads: Mutex::new(
+                [network, answerer, unpacker, keeping].into_iter().chain(hashing).collect(),
+            ),
             started: Instant::now(),
         };
         let node = Self(Arc::new(inner));
@@ -291,22 +298,22 @@ impl Node {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub(super) fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name.to_owned()).spawn(body)
 }
-
-type Answers =
-    std::sync::mpsc::Sender<(super::reading::Done, Result<bytes::Bytes, super::ReadError>)>;
 
 /// Makes the runtime and the loop on the thread that will run them.
 fn open_loop(
     listen: SocketAddr,
     commands: mpsc::Receiver<Command>,
-    answers: Answers,
+    helpers: Helpers,
     jobs: mpsc::Sender<unpack::Job>,
 ) -> Result<(tokio::runtime::Runtime, EventLoop, SocketAddr), NodeError> {
     let (runtime, driver, address) = open_driver(listen)?;
-    Ok((runtime, EventLoop::new(driver, commands, answers, jobs), address))
+    Ok((runtime, EventLoop::new(driver, commands, helpers, jobs), address))
 }
 
 /// A runtime for one thread, and an engine on a socket in it.

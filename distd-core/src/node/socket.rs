@@ -111,8 +111,12 @@ impl Socket {
         self.io.writable().await
     }
 
-    /// Receives one batch, if there is one, and hands out each datagram.
-    pub(super) fn receive(&mut self, mut each: impl FnMut(SocketAddr, &[u8])) -> io::Result<()> {
+    /// Receives one batch, if there is one, and hands out what came from each peer together: datagrams
+    /// of so many bytes each, the last may be shorter.
+    pub(super) fn receive(
+        &mut self,
+        mut each: impl FnMut(SocketAddr, &[u8], usize),
+    ) -> io::Result<()> {
         let Self { io, state, buffers, metas, .. } = self;
         let mut slices: Vec<IoSliceMut<'_>> =
             buffers.iter_mut().map(|b| IoSliceMut::new(b)).collect();
@@ -126,9 +130,7 @@ impl Socket {
         for (buffer, meta) in buffers.iter().zip(metas.iter()).take(count) {
             let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
             let received = buffer.get(..meta.len).unwrap_or_default();
-            for datagram in received.chunks(meta.stride.max(1)) {
-                each(from, datagram);
-            }
+            each(from, received, meta.stride.max(1));
         }
         Ok(())
     }

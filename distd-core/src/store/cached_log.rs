@@ -63,6 +63,8 @@ pub(super) struct State {
     pub(super) pins: Pins,
     /// Runs that came in lately: who reads behind the network need not read them back.
     pub(super) recent: Recent,
+    /// What is in `recent` and will be written in a moment.
+    pub(super) arriving: Vec<BlockRange>,
     /// Disk space of each segment, in bytes: measured at flush, estimated in between.
     pub(super) allocated: BTreeMap<u64, u64>,
 }
@@ -77,6 +79,14 @@ pub struct Drops {
     pub damaged_blocks: u64,
     /// Given up for room, or by [`CachedLog::evict`].
     pub evicted_blocks: u64,
+}
+
+impl State {
+    /// Reads blocks that wait to be written, if all of them do.
+    fn read_arriving(&self, blocks: BlockRange, out: &mut [u8]) -> bool {
+        let arriving = |range: &BlockRange| range.intersection(blocks) == blocks;
+        self.arriving.iter().any(arriving) && self.recent.read(blocks, out)
+    }
 }
 
 impl CachedLog {
@@ -95,6 +105,7 @@ impl CachedLog {
             gone: BTreeMap::new(),
             pins,
             recent: Recent::default(),
+            arriving: Vec::new(),
             allocated,
         };
         Self {
@@ -185,7 +196,7 @@ impl CachedLog {
         tick: u16,
         missing: &mut Vec<BlockRange>,
     ) -> Result<(), ReadError> {
-        let mut absent = {
+        let not_on_disk = {
             let mut state = self.state();
             state.presence.touch(munro, part, tick);
             let absent = state.presence.parts_missing(part);
@@ -194,8 +205,14 @@ impl CachedLog {
             }
             absent
         };
-        if absent == [part] {
-            push_joined(missing, part);
+        let mut absent = not_on_disk.clone();
+        absent.retain(|range| {
+            let from = ((range.start.0 - part.start.0) * BLOCK_BYTES) as usize;
+            let content = out.get_mut(from..from + range.byte_len() as usize);
+            !content.is_some_and(|content| self.state().read_arriving(*range, content))
+        });
+        if not_on_disk == [part] {
+            absent.into_iter().for_each(|range| push_joined(missing, range));
             return Ok(());
         }
         let Some((nodes, file)) = self.open_munro(munro)? else {
@@ -203,7 +220,7 @@ impl CachedLog {
             push_joined(missing, part);
             return Ok(());
         };
-        for held in gaps(part, &absent) {
+        for held in gaps(part, &not_on_disk) {
             let from = ((held.start.0 - part.start.0) * BLOCK_BYTES) as usize;
             let Some(content) = out.get_mut(from..from + held.byte_len() as usize) else { break };
             self.prove_blocks(&nodes, &file, held);

@@ -51,6 +51,12 @@ impl CachedLog {
     /// cost the file system twice as much. Nothing of them is kept if the result is an error.
     pub fn put_joined(&self, runs: &[VerifiedRun]) -> Result<(), PutError> {
         let Some(blocks) = joined(runs) else { return Ok(()) };
+        let result = self.put_blocks(runs, blocks);
+        self.state().arriving.retain(|arriving| *arriving != blocks);
+        result
+    }
+
+    fn put_blocks(&self, runs: &[VerifiedRun], blocks: BlockRange) -> Result<(), PutError> {
         let len = blocks.byte_len();
         let munro = blocks.start.munro();
         let held = self.state().presence.holds(munro, blocks);
@@ -68,6 +74,15 @@ impl CachedLog {
             }
             other => other,
         }
+    }
+
+    /// Lets readers have runs that [`Self::put_joined`] will keep in a moment.
+    pub fn receive(&self, runs: &[VerifiedRun]) {
+        let mut state = self.state();
+        for run in runs {
+            state.recent.keep(run);
+        }
+        state.arriving.extend(joined(runs));
     }
 
     fn put_once(&self, runs: &[VerifiedRun], blocks: BlockRange) -> Result<(), PutError> {

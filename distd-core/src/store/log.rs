@@ -6,7 +6,9 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -14,7 +16,9 @@ use lru::LruCache;
 use crate::frame::{FrameError, IndexError};
 use crate::keys::OriginId;
 use crate::limits::{BLOCK_BYTES, MUNRO_LAYER};
-use crate::tree::{Frontier, NodeHash, SignatureError, VerifiedMunro, VerifiedRun};
+use crate::tree::{
+    Frontier, NodeHash, SignatureError, StoredRun, VerifiedMunro, VerifiedRun, VerifyError,
+};
 use crate::unit::{Bin, BlockRange, ByteRange, MunroIndex};
 
 use super::directory::{Access, Directory};
@@ -23,8 +27,11 @@ use super::nodes::{MunroNodes, by_munro, trusted_record};
 use super::segment::{DescriptorPool, Kind, SegmentFile, Segments, decode_record, encode_record};
 use super::{DiskError, OpenError, StateError, state_file};
 
-/// Munros whose signature and tree are kept in memory, about 33 KiB each.
-const MUNROS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+/// Munros whose signature and tree are kept in memory, about 17 KiB each.
+const MUNROS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+/// How long a verified run is served without being verified again: what lies in memory does not rot,
+/// and a disk rots slowly.
+const DOUBT_AFTER: Duration = Duration::from_secs(600);
 /// Name of the state file that commits.
 const COMMIT_NAME: &str = "commit";
 
@@ -35,6 +42,8 @@ pub struct OriginLog {
     committed: RwLock<Committed>,
     nodes: Mutex<LruCache<u64, Arc<MunroNodes>>>,
     framed: Framed,
+    /// How often somebody doubted what was served.
+    doubts: AtomicU64,
 }
 
 /// How far a log reaches.
@@ -133,6 +142,7 @@ impl OriginLog {
             committed: RwLock::new(committed),
             nodes: Mutex::new(LruCache::new(MUNROS_IN_MEMORY_MAX)),
             framed: Framed::new(),
+            doubts: AtomicU64::new(0),
         })
     }
 
@@ -177,8 +187,28 @@ impl OriginLog {
     /// A run of blocks within one munro with its proof; `None` beyond what is committed, and where
     /// something of it is gone on purpose.
     pub fn read_run(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
+        self.read_run_as(bin, MunroNodes::verify)
+    }
+
+    /// A run for a peer, who verifies it: what this process has verified within [`DOUBT_AFTER`] is not
+    /// hashed once more, which is a third of what serving costs. `None` as of [`Self::read_run`].
+    pub fn stored_run(&self, bin: Bin) -> Result<Option<StoredRun>, ReadError> {
+        let era = (self.doubts.load(Ordering::Relaxed), DOUBT_AFTER);
+        self.read_run_as(bin, |nodes, bin, bytes| nodes.stored_run(bin, bytes, era))
+    }
+
+    /// Something that was served may have been wrong: everything is hashed again before it is served.
+    pub fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn read_run_as<R>(
+        &self,
+        bin: Bin,
+        verify: impl Fn(&MunroNodes, Bin, Bytes) -> Result<R, VerifyError>,
+    ) -> Result<Option<R>, ReadError> {
         let Some(blocks) = bin.blocks() else { return Ok(None) };
-        match self.read_again(blocks, || self.read_run_once(bin)) {
+        match self.read_again(blocks, || self.read_run_once(bin, &verify)) {
             Err(ReadError::Gone { .. }) => Ok(None),
             other => other,
         }
@@ -204,7 +234,11 @@ impl OriginLog {
         })
     }
 
-    fn read_run_once(&self, bin: Bin) -> Result<Option<VerifiedRun>, ReadError> {
+    fn read_run_once<R>(
+        &self,
+        bin: Bin,
+        verify: impl Fn(&MunroNodes, Bin, Bytes) -> Result<R, VerifyError>,
+    ) -> Result<Option<R>, ReadError> {
         let (Some(munro), Some(blocks)) = (bin.munro(), bin.blocks()) else { return Ok(None) };
         if bin.layer() > MUNRO_LAYER || munro.0 >= self.known().frontier.munros() {
             return Ok(None);
@@ -212,7 +246,7 @@ impl OriginLog {
         let (nodes, file) = self.open_munro(munro)?;
         self.prove_blocks(&nodes, &file, bin)?;
         let bytes = self.content(&nodes, blocks, |part| read_stored_blocks(&file, part))?;
-        nodes.verify(bin, bytes.clone()).map(Some).map_err(|_| {
+        verify(&nodes, bin, bytes.clone()).map(Some).map_err(|_| {
             let wrong = nodes.wrong(blocks, &bytes);
             ReadError::Damaged { blocks: wrong.first().copied().unwrap_or(blocks) }
         })

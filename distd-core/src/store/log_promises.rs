@@ -205,6 +205,31 @@ fn every_flipped_bit_is_found_and_none_is_served() {
 }
 
 #[test]
+fn what_is_served_is_verified_again_when_it_is_doubted_or_was_pruned() {
+    let (temp, log) = created();
+    let appender = OriginLog::append(temp.path()).expect("locked");
+    publish(appender, &[300], &mut Vec::new()).expect("published");
+    assert!(log.reload().expect("readable"));
+    let segment = temp.path().join("00000000.segment");
+    let file = OpenOptions::new().read(true).write(true).open(segment).expect("opened");
+    let (granule, at) = (BlockIndex(16).granule().bin(), content_offset(BlockIndex(17)) + 100);
+    let served = || log.stored_run(granule);
+    let first = served().expect("right").expect("committed");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("read");
+    file.write_all_at(&[byte[0] ^ 4], at).expect("written");
+    // Verified a moment ago: the peer verifies it, and tells by leaving.
+    let (rotten, right) = (served().expect("not read again").expect("committed"), first.bytes());
+    assert_eq!(rotten.bytes().iter().zip(right).filter(|(a, b)| a != b).count(), 1);
+    log.doubt();
+    assert!(matches!(served(), Err(ReadError::Damaged { .. })));
+    file.write_all_at(&byte, at).expect("written");
+    assert_eq!(served().expect("right").expect("committed").bytes(), right);
+    file.write_all_at(&[0; 4096], content_offset(BlockIndex(18))).expect("written");
+    assert!(served().is_err(), "a hole is never served");
+}
+
+#[test]
 fn a_damaged_commit_is_refused_and_an_older_one_noticed() {
     let (temp, log) = created();
     let path = temp.path().join("commit.state");

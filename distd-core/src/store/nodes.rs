@@ -4,12 +4,15 @@
 //! counts only when a fold of read bytes meets a proved node with it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::keys::OriginId;
-use crate::limits::{BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
-use crate::tree::{MunroTree, NodeHash, SignatureError, VerifiedMunro, VerifiedRun, VerifyError};
+use crate::limits::{BLOCK_BYTES, BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
+use crate::tree::{
+    MunroTree, NodeHash, SignatureError, StoredRun, VerifiedMunro, VerifiedRun, VerifyError,
+};
 use crate::unit::{Bin, BlockIndex, BlockRange, MunroIndex};
 
 use super::DiskError;
@@ -24,16 +27,48 @@ pub(super) struct MunroNodes(Mutex<Inner>);
 
 struct Inner {
     tree: MunroTree,
-    table: Box<[NodeHash; 512]>,
+    /// `None`: the disk has the whole tree, and all of it is proved.
+    table: Option<Box<[NodeHash; 512]>>,
+    /// Granules whose content was verified lately.
+    checked: Checked,
     /// Pages of the table that the disk does not have yet, as bits.
     pages_dirty: u8,
     record_dirty: bool,
 }
 
+/// What was verified since a moment, and in which era of trust in the disk.
+struct Checked {
+    granules: u64,
+    since: Instant,
+    era: u64,
+}
+
+impl Checked {
+    fn new() -> Self {
+        Self { granules: 0, since: Instant::now(), era: 0 }
+    }
+
+    /// Forgets what is of another era, or too old.
+    fn renew(&mut self, era: u64, life: Duration) {
+        if self.era != era || self.since.elapsed() > life {
+            *self = Self { era, ..Self::new() };
+        }
+    }
+}
+
+/// The granules that lie within a bin, or round it, as bits of its munro's 64.
+fn granules_of(bin: Bin) -> u64 {
+    let chunks = bin.chunks();
+    let first = chunks.start.0 >> GRANULE_LAYER;
+    let count = (chunks.end.0.div_ceil(1 << GRANULE_LAYER) - first).min(64);
+    (u64::MAX >> (64 - count)) << (first % 64)
+}
+
 impl Inner {
     /// Puts a proved hash into the table that goes to the disk.
     fn keep(&mut self, slot: usize, hash: NodeHash) {
-        if let Some(node) = self.table.get_mut(slot).filter(|node| **node != hash) {
+        let Some(table) = &mut self.table else { return };
+        if let Some(node) = table.get_mut(slot).filter(|node| **node != hash) {
             *node = hash;
             self.pages_dirty |= 1 << (slot * 32 / PAGE_BYTES);
         }
@@ -51,7 +86,8 @@ impl MunroNodes {
     pub(super) fn new(trust: VerifiedMunro) -> Self {
         Self(Mutex::new(Inner {
             tree: MunroTree::new(trust),
-            table: Box::new([ZERO; 512]),
+            table: Some(Box::new([ZERO; 512])),
+            checked: Checked::new(),
             pages_dirty: 0,
             record_dirty: true,
         }))
@@ -70,11 +106,11 @@ impl MunroNodes {
             node.0 = *hash;
         }
         let mut tree = MunroTree::new(trust);
-        if !table[1..].contains(&ZERO) {
-            // A whole table is proved by itself; a wrong one is found out run by run.
-            tree.learn_table(&table);
-        }
-        Ok(Self(Mutex::new(Inner { tree, table, pages_dirty: 0, record_dirty: !stored })))
+        // A whole table is proved by itself; a wrong one is found out run by run.
+        let whole = !table[1..].contains(&ZERO) && tree.learn_table(&table);
+        let table = (!whole).then_some(table);
+        let (checked, record_dirty) = (Checked::new(), !stored);
+        Ok(Self(Mutex::new(Inner { tree, table, checked, pages_dirty: 0, record_dirty })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -111,8 +147,36 @@ impl MunroNodes {
         let Inner { tree, table, .. } = &mut *self.lock();
         tree.verify_run(bin, bytes, |uncle| {
             let slot = MunroTree::slot(uncle)?;
-            table.get(slot).copied().filter(|hash| *hash != ZERO)
+            table.as_ref()?.get(slot).copied().filter(|hash| *hash != ZERO)
         })
+    }
+
+    /// Verifies bytes as a run for a peer, unless they were within `life` and the same `era`.
+    pub(super) fn stored_run(
+        &self,
+        bin: Bin,
+        bytes: Bytes,
+        (era, life): (u64, Duration),
+    ) -> Result<StoredRun, VerifyError> {
+        let granules = granules_of(bin);
+        // A hole reads as zeros: a prune may have made one since.
+        let (blocks, _) = bytes.as_chunks::<{ BLOCK_BYTES as usize }>();
+        let hole = blocks.iter().any(|block| block.starts_with(&[0; 8]));
+        {
+            let mut inner = self.lock();
+            inner.checked.renew(era, life);
+            if inner.checked.granules & granules == granules
+                && !hole
+                && let Some(run) = inner.tree.stored_run(bin, bytes.clone())
+            {
+                return Ok(run);
+            }
+        }
+        let run = self.verify(bin, bytes)?;
+        if bin.layer() >= GRANULE_LAYER {
+            self.lock().checked.granules |= granules;
+        }
+        Ok(run.into())
     }
 
     /// Proves the blocks of a granule one by one from its content, for whoever reads or keeps less
@@ -193,7 +257,8 @@ impl MunroNodes {
     pub(super) fn write(&self, file: &SegmentFile) -> Result<(), DiskError> {
         let mut inner = self.lock();
         let signed = inner.tree.trust().signed();
-        for (page, hashes) in inner.table.chunks(PAGE_BYTES / 32).enumerate() {
+        let table = inner.table.as_ref().map_or(&[][..], |table| &table[..]);
+        for (page, hashes) in table.chunks(PAGE_BYTES / 32).enumerate() {
             if inner.pages_dirty & (1 << page) != 0 {
                 let offset = table_offset(signed.munro) + (page * PAGE_BYTES) as u64;
                 file.write(offset, &table_bytes(hashes))?;

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! `hash` is the only place that uses [`blake3::hazmat`]. A [`VerifiedRun`] is made only by
-//! [`MunroTree::verify_run`], a [`VerifiedMunro`] only by a valid signature: a store that takes
+//! [`MunroTree::prove`], a [`VerifiedMunro`] only by a valid signature: a store that takes
 //! nothing else cannot be poisoned.
 
 mod frontier;
@@ -22,5 +22,5 @@ mod signed;
 
 pub use frontier::{ConsistencyError, Frontier, prove_consistency};
 pub use hash::{BlockHash, NodeHash};
-pub use munro::{MunroTree, VerifiedRun, VerifyError};
+pub use munro::{HashedRun, MunroTree, StoredRun, VerifiedRun, VerifyError};
 pub use signed::{SignatureError, SignedMunro, VerifiedMunro};

@@ -31,7 +31,7 @@ pub struct MunroTree {
 
 /// An aligned run of blocks (at most one munro) whose bytes fold to a signed munro.
 ///
-/// Made only by [`MunroTree::verify_run`]. It carries every hash that proves it again: its own
+/// Made only by [`MunroTree::prove`]. It carries every hash that proves it again: its own
 /// inner nodes down to the granules (to the blocks if it is smaller than one), and its uncles up to
 /// the munro.
 #[derive(Clone, Debug)]
@@ -41,6 +41,21 @@ pub struct VerifiedRun {
     bytes: Bytes,
     nodes: Vec<(Bin, NodeHash)>,
     uncles: Vec<(Bin, NodeHash)>,
+}
+
+/// A run as a store holds it, with the hashes that prove it to whoever receives it. It goes out to
+/// peers, who verify it; no store and no reader takes it.
+#[derive(Clone, Debug)]
+pub struct StoredRun(VerifiedRun);
+
+/// A run's bytes with the hashes of its own nodes, computed and not yet proved: the costly half of
+/// verifying, which needs no tree and so may be done on any thread.
+#[derive(Clone, Debug)]
+pub struct HashedRun {
+    bin: Bin,
+    bytes: Bytes,
+    /// Leaves first, then each layer's parents; the last is the run itself.
+    nodes: Vec<(Bin, NodeHash)>,
 }
 
 /// Why a run could not be verified.
@@ -95,6 +110,61 @@ impl VerifiedRun {
     /// Hashes of its uncles, tallest first (RFC 7574 §5.4); none for a whole munro.
     pub fn uncles(&self) -> &[(Bin, NodeHash)] {
         &self.uncles
+    }
+}
+
+impl StoredRun {
+    /// The signed munro that proves it.
+    pub fn munro(&self) -> &VerifiedMunro {
+        self.0.munro()
+    }
+    /// Which run.
+    pub fn bin(&self) -> Bin {
+        self.0.bin()
+    }
+    /// Its bytes, `bin().byte_len()` of them.
+    pub fn bytes(&self) -> &Bytes {
+        self.0.bytes()
+    }
+    /// Hashes of the run's own nodes, as [`VerifiedRun::nodes`].
+    pub fn nodes(&self) -> &[(Bin, NodeHash)] {
+        self.0.nodes()
+    }
+    /// Hashes of its uncles, as [`VerifiedRun::uncles`].
+    pub fn uncles(&self) -> &[(Bin, NodeHash)] {
+        self.0.uncles()
+    }
+}
+
+impl From<VerifiedRun> for StoredRun {
+    fn from(run: VerifiedRun) -> Self {
+        Self(run)
+    }
+}
+
+impl HashedRun {
+    /// Hashes `bytes` as the content of `bin`; `None` if they are no aligned run of blocks within a
+    /// munro, or not as long as it.
+    pub fn new(bin: Bin, bytes: Bytes) -> Option<Self> {
+        MunroTree::slot(bin).filter(|_| bytes.len() as u64 == bin.byte_len())?;
+        let layer = leaf_layer(bin);
+        let leaves = bin.chunks().start.0 >> layer;
+        let mut nodes: Vec<(Bin, NodeHash)> = (leaves..)
+            .map(|offset| Bin::new(layer, offset))
+            .zip(bytes.chunks_exact(Bin::new(layer, 0).byte_len() as usize))
+            .map(|(leaf, content)| (leaf, NodeHash::of_bytes(leaf, content)))
+            .collect();
+        let mut next = 0;
+        while let [(left, a), (_, b), ..] = nodes[next..] {
+            nodes.push((left.parent(), NodeHash::parent(a, b)));
+            next += 2;
+        }
+        Some(Self { bin, bytes, nodes })
+    }
+
+    /// Which run.
+    pub fn bin(&self) -> Bin {
+        self.bin
     }
 }
 
@@ -218,20 +288,25 @@ impl MunroTree {
             };
         }
 
-        // The run's own nodes: leaves first, then each layer's parents.
-        let layer = leaf_layer(bin);
-        let leaves = bin.chunks().start.0 >> layer;
-        let mut nodes: Vec<(Bin, NodeHash)> = (leaves..)
-            .map(|offset| Bin::new(layer, offset))
-            .zip(bytes.chunks_exact(Bin::new(layer, 0).byte_len() as usize))
-            .map(|(leaf, content)| (leaf, NodeHash::of_bytes(leaf, content)))
-            .collect();
-        let mut next = 0;
-        while let [(left, a), (_, b), ..] = nodes[next..] {
-            nodes.push((left.parent(), NodeHash::parent(a, b)));
-            next += 2;
+        let Some(run) = HashedRun::new(bin, bytes) else { return Err(not_a_run) };
+        self.prove(&run, offered)
+    }
+
+    /// The cheap half of [`Self::verify_run`]: proves a run that has been hashed.
+    pub fn prove(
+        &mut self,
+        run: &HashedRun,
+        offered: impl Fn(Bin) -> Option<NodeHash>,
+    ) -> Result<VerifiedRun, VerifyError> {
+        let HashedRun { bin, bytes, nodes } = run;
+        let (bin, munro) = (*bin, self.trust.munro());
+        let (Some(slot), Some((_, hash))) = (Self::slot(bin), nodes.last()) else {
+            return Err(VerifyError::NotARun { bin, len: bytes.len(), munro });
+        };
+        if bin.munro() != Some(munro) {
+            return Err(VerifyError::NotARun { bin, len: bytes.len(), munro });
         }
-        let (_, mut hash) = nodes[nodes.len() - 1];
+        let mut hash = *hash;
 
         // Climb until a known node; remember the way for what becomes known with it.
         let mut uncles = Vec::with_capacity((MUNRO_LAYER - bin.layer()) as usize);
@@ -258,7 +333,7 @@ impl MunroTree {
         if self.nodes[at_slot] != hash {
             return Err(VerifyError::Mismatch { bin, at });
         }
-        for (bin, hash) in uncles.iter().chain(&nodes) {
+        for (bin, hash) in uncles.iter().chain(nodes) {
             if let Some(slot) = Self::slot(*bin) {
                 self.learn(slot, *hash);
             }
@@ -266,7 +341,16 @@ impl MunroTree {
         for (slot, hash) in path {
             self.learn(slot, hash);
         }
-        Ok(self.proved_run(bin, bytes, nodes))
+        Ok(self.proved_run(bin, bytes.clone(), nodes.clone()))
+    }
+
+    /// A run whose bytes were proved before, without hashing them again, if all of its nodes are known
+    /// and the length is right.
+    pub fn stored_run(&self, bin: Bin, bytes: Bytes) -> Option<StoredRun> {
+        let within = bin.munro() == Some(self.trust.munro());
+        let nodes = self.known_below(bin).filter(|_| within)?;
+        (bytes.len() as u64 == bin.byte_len())
+            .then(|| StoredRun(self.proved_run(bin, bytes, nodes)))
     }
 
     /// Takes a whole table of hashes, slot by slot, if it folds to the signed munro; `false` and

@@ -20,7 +20,7 @@ use super::jobs::Progress;
 use super::mounted::Mounted;
 
 /// Blocks asked for and not yet there, 24 MiB: enough for 1 Gbit/s over 200 ms.
-const WINDOW_BLOCKS: u64 = 6 << 10;
+const WINDOW_BLOCKS: u64 = 16 << 10;
 /// Blocks of one piece: 4 MiB.
 const PIECE_BLOCKS: u64 = 1024;
 /// How often is looked at what has come.

@@ -27,7 +27,7 @@ mod profile;
 mod reader;
 
 pub use addressing::Addressing;
-pub use datagram::{ChannelId, Encoder, Messages, decode, destination, lone_data};
+pub use datagram::{ChannelId, Encoder, LoneData, Messages, decode, destination, lone_data};
 pub use error::{DecodeError, EncodeError, Fault};
 pub use message::{Message, MessageSet, MessageType, WireClass};
 pub use option::{

@@ -24,12 +24,19 @@ impl<'a> Reader<'a> {
 
     /// The next `N` bytes.
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        let (head, rest) = self
-            .rest
-            .split_first_chunk::<N>()
-            .ok_or(Fault::Truncated { needed: N, found: self.rest.len() })?;
+        self.number(|bytes| bytes)
+    }
+
+    /// The next `N` bytes as a number. An array that passes through a `Result` on its way would be
+    /// taken apart and stored bytewise; loading the number from there waits for every store before
+    /// it, which cost a sixth of a transfer's time on the receiving thread.
+    #[inline]
+    fn number<const N: usize, T>(&mut self, number: impl FnOnce([u8; N]) -> T) -> Result<T, Fault> {
+        let Some((head, rest)) = self.rest.split_first_chunk::<N>() else {
+            return Err(Fault::Truncated { needed: N, found: self.rest.len() });
+        };
         self.rest = rest;
-        Ok(*head)
+        Ok(number(*head))
     }
 
     /// The next `len` bytes, borrowed.
@@ -43,15 +50,15 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn u8(&mut self) -> Result<u8, Fault> {
-        self.array().map(u8::from_be_bytes)
+        self.number(u8::from_be_bytes)
     }
     pub(super) fn u16(&mut self) -> Result<u16, Fault> {
-        self.array().map(u16::from_be_bytes)
+        self.number(u16::from_be_bytes)
     }
     pub(super) fn u32(&mut self) -> Result<u32, Fault> {
-        self.array().map(u32::from_be_bytes)
+        self.number(u32::from_be_bytes)
     }
     pub(super) fn u64(&mut self) -> Result<u64, Fault> {
-        self.array().map(u64::from_be_bytes)
+        self.number(u64::from_be_bytes)
     }
 }

@@ -233,7 +233,9 @@ impl Engine {
         let lied = matches!(reason, DownReason::Lied { .. } | DownReason::ForgedMunro);
         let alone = swarm.members.is_empty();
         if channel.is_open() {
-            self.queues.events.push_back(Event::PeerDown { swarm: key, address, reason });
+            let unacknowledged = channel.serve.sent.in_flight() > 0;
+            let event = Event::PeerDown { swarm: key, address, reason, unacknowledged };
+            self.queues.events.push_back(event);
             // RFC 7574 3.1.1(8): SHOULD be sent on leaving. To one that closed: not answered.
             if reason != DownReason::Closed {
                 let payload = handshake::closing(channel.remote);

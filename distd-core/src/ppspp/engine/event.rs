@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::keys::SwarmId;
 use crate::tree::{SignedMunro, VerifiedMunro, VerifiedRun};
 use crate::unit::{Bin, BlockRange};
@@ -96,6 +98,29 @@ impl Transmit {
     pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
         self.payload.chunks(self.segment_bytes.unwrap_or(self.payload.len()).max(1))
     }
+}
+
+/// Names a run that is being hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashId {
+    pub(super) channel: super::channel::ChannelIndex,
+    /// The flight's first chunk.
+    pub(super) first: u64,
+    pub(super) serial: u64,
+    /// What the last chunk took on its way, for the acknowledgement.
+    pub(super) delay_us: u64,
+}
+
+/// A run that arrived, to be hashed on whichever thread has time ([`crate::tree::HashedRun::new`]).
+/// Answer with [`super::Engine::handle_hashed`]. There are as many at most as runs in flight.
+#[derive(Clone, Debug)]
+pub struct HashRequest {
+    /// Names the answer.
+    pub id: HashId,
+    /// Which run it claims to be.
+    pub bin: Bin,
+    /// Its bytes, as many as the bin has.
+    pub bytes: Bytes,
 }
 
 /// A run to read, to serve a peer. Answer with [`super::Engine::handle_disk`].
@@ -226,6 +251,8 @@ pub enum Event {
         address: SocketAddr,
         /// Why.
         reason: DownReason,
+        /// Something that it was sent had not been acknowledged.
+        unacknowledged: bool,
     },
 }
 

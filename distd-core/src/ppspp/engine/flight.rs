@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::limits::{CHUNK_BYTES, GRANULE_LAYER};
+use crate::tree::HashedRun;
 use crate::unit::{Bin, ChunkRange};
 
 use super::event::Class;
@@ -29,6 +30,8 @@ pub(super) struct Flight {
     pub(super) got: u64,
     /// Taken when the first chunk arrives.
     pub(super) buffer: Vec<u8>,
+    /// All chunks were there: their bytes are being hashed, or are.
+    pub(super) hashing: Option<Hashing>,
     /// The uncle that is missing though all chunks are there.
     pub(super) lacks: Option<Bin>,
     pub(super) hashless: u8,
@@ -39,6 +42,15 @@ pub(super) struct Flight {
     pub(super) moved: bool,
     /// It was asked for when nothing else was.
     pub(super) alone: bool,
+}
+
+/// How far the hashing of a complete flight is.
+#[derive(Debug)]
+pub(super) enum Hashing {
+    /// Under way, by this name.
+    Wanted(u64),
+    /// Done.
+    Done(HashedRun),
 }
 
 impl Flight {

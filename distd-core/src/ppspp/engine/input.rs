@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::ppspp::codec::{ChannelId, Message, WireProfile, decode, destination, lone_data};
+use crate::ppspp::codec::{
+    ChannelId, LoneData, Message, WireProfile, decode, destination, lone_data,
+};
+use crate::tree::HashedRun;
 
 use super::channel::{ChannelIndex, State};
 use super::event::{DownReason, FetchError, SwarmKey};
@@ -11,7 +14,7 @@ use super::limits::{EVENTS_MAX, REDIAL_AFTER};
 use super::picker::has_other_source;
 use super::receive::Receive;
 use super::timers::Timer;
-use super::{DiskId, DiskRequest, Engine};
+use super::{DiskId, DiskRequest, Engine, HashId};
 
 /// Malformed datagrams with the right channel and address before the peer is left.
 const BAD_MAX: u32 = 16;
@@ -23,6 +26,74 @@ const TIMER_REST: std::time::Duration = std::time::Duration::from_micros(500);
 impl Engine {
     /// A datagram arrived.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        self.handle_datagrams(now, from, datagram, datagram.len());
+    }
+
+    /// Datagrams of one peer arrived together, of `stride` bytes each; the last may be shorter.
+    pub fn handle_datagrams(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        received: &[u8],
+        stride: usize,
+    ) {
+        let mut rest = received;
+        loop {
+            rest = self.on_chunks(now, &from, rest, stride);
+            if rest.is_empty() {
+                return;
+            }
+            let (datagram, after) = rest.split_at(stride.clamp(1, rest.len()));
+            self.on_datagram(now, from, datagram);
+            rest = after;
+        }
+    }
+
+    /// Takes the datagrams at the front that hold a chunk of one channel and nothing else, as nearly
+    /// all do in a transfer: who sent them is looked up once. Gives the rest.
+    fn on_chunks<'a>(
+        &mut self,
+        now: Instant,
+        from: &SocketAddr,
+        received: &'a [u8],
+        stride: usize,
+    ) -> &'a [u8] {
+        let clock_us = self.clock_us(now);
+        let Ok(local) = destination(received) else { return received };
+        let Some(index) = self.by_channel_id.get(&local).copied() else { return received };
+        let Some(channel) = self.channels.get_mut(index) else { return received };
+        let key = channel.swarm;
+        let Some(swarm) = self.swarms.get_mut(&key) else { return received };
+        let ready = channel.state == State::Open && channel.address == *from;
+        if !ready || self.queues.events.len() >= EVENTS_MAX {
+            return received;
+        }
+        let (events, hashing) = (&mut self.queues.events, &mut self.queues.hashing);
+        let mut receive =
+            Receive { now, clock_us, index, channel, swarm, events, hashing, munro: None };
+        let (mut rest, mut result) = (received, Ok(()));
+        while result.is_ok() {
+            let (datagram, after) = rest.split_at(stride.min(rest.len()));
+            let Some(LoneData { channel, chunk, timestamp_us, payload }) = lone_data(datagram)
+            else {
+                break;
+            };
+            if channel != local {
+                break;
+            }
+            receive.swarm.counters.received_datagrams += 1;
+            receive.swarm.counters.received_bytes += datagram.len() as u64;
+            receive.channel.on_heard(now, datagram.len());
+            result = receive.on_data(chunk, timestamp_us, payload);
+            rest = after;
+        }
+        if result.is_err() || channel.acks.is_due() || swarm.dirty {
+            self.after(now, key, index, result);
+        }
+        rest
+    }
+
+    fn on_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
         if self.queues.events.len() >= EVENTS_MAX {
             // Nobody takes the events: what is dropped here is asked for again.
             return;
@@ -62,19 +133,6 @@ impl Engine {
         swarm.counters.received_datagrams += 1;
         swarm.counters.received_bytes += datagram.len() as u64;
         let read_bytes = channel.serve.read_bytes();
-        if channel.state == State::Open
-            && let Some(data) = lone_data(datagram, &WireProfile::LIVE)
-        {
-            channel.on_heard(now, datagram.len());
-            let events = &mut self.queues.events;
-            let mut receive = Receive { now, clock_us, index, channel, swarm, events, munro: None };
-            let result = receive.message(&data);
-            // Nearly every datagram of a transfer ends here: one more chunk of a run.
-            if result.is_ok() && !channel.acks.is_due() && !swarm.dirty {
-                return;
-            }
-            return self.after(now, key, index, result);
-        }
         let Ok(messages) = decode(datagram, &WireProfile::LIVE) else {
             swarm.counters.bad_datagrams += 1;
             channel.traffic.bad += 1;
@@ -90,8 +148,9 @@ impl Engine {
         let Some(channel) = self.channels.get_mut(index) else { return };
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         channel.on_heard(now, datagram.len());
-        let events = &mut self.queues.events;
-        let mut receive = Receive { now, clock_us, index, channel, swarm, events, munro: None };
+        let (events, hashing) = (&mut self.queues.events, &mut self.queues.hashing);
+        let mut receive =
+            Receive { now, clock_us, index, channel, swarm, events, hashing, munro: None };
         let mut result = Ok(());
         for message in messages {
             result = receive.message(&message);
@@ -103,6 +162,23 @@ impl Engine {
         if let Some(channel) = self.channels.get_mut(index) {
             self.read_bytes = self.read_bytes - read_bytes + channel.serve.read_bytes();
         }
+        self.after(now, key, index, result);
+    }
+
+    /// A run that arrived has been hashed; one that nobody waits for any more is dropped.
+    pub fn handle_hashed(&mut self, now: Instant, id: HashId, run: HashedRun) {
+        let clock_us = self.clock_us(now);
+        let index = id.channel;
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        let key = channel.swarm;
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if !channel.source.end_hashing(id.first, id.serial, run) {
+            return;
+        }
+        let (events, hashing) = (&mut self.queues.events, &mut self.queues.hashing);
+        let mut receive =
+            Receive { now, clock_us, index, channel, swarm, events, hashing, munro: None };
+        let result = receive.on_complete(id.first, id.delay_us);
         self.after(now, key, index, result);
     }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::limits::{BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
-use crate::tree::{MunroTree, NodeHash, VerifiedRun};
+use crate::tree::{MunroTree, NodeHash, StoredRun};
 use crate::unit::{Bin, MunroIndex};
 
 use super::limits::KNOWN_MUNROS_MAX;
@@ -56,7 +56,7 @@ impl Known {
     ///
     /// A piece of a granule or more is proved granule by granule, a smaller one block by block: so
     /// a receiver may verify what it asked for in one piece or in several.
-    pub(super) fn prove(&mut self, run: &VerifiedRun, piece: Bin) -> Proof {
+    pub(super) fn prove(&mut self, run: &StoredRun, piece: Bin) -> Proof {
         let munro = run.munro().munro();
         let nodes = self.nodes_mut(munro);
         let layer = piece.layer();
@@ -142,7 +142,7 @@ impl Known {
 }
 
 /// The hash of a node that a verified run carries.
-fn hash_in(run: &VerifiedRun, bin: Bin) -> Option<NodeHash> {
+fn hash_in(run: &StoredRun, bin: Bin) -> Option<NodeHash> {
     let found = |nodes: &[(Bin, NodeHash)]| {
         nodes.iter().find(|(node, _)| *node == bin).map(|(_, hash)| *hash)
     };

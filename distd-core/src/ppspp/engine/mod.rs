@@ -5,7 +5,7 @@
 //!   ------------------------>  |        |  ------------------------------->
 //!   fetch hold release publish | Engine |   DiskRequest (a run to serve)
 //!   ------------------------>  |        |  ------------------------------->
-//!   disk answers               +--------+   Event, next timeout
+//!   disk answers, hashed runs  +--------+   HashRequest, Event, next timeout
 //! ```
 //!
 //! The driver is a loop without decisions: what arrives goes to `handle_*`, then every `poll_*` is
@@ -58,16 +58,18 @@ use rand::{Rng, SeedableRng};
 
 use crate::keys::SwarmId;
 use crate::ppspp::codec::ChannelId;
-use crate::tree::{VerifiedMunro, VerifiedRun};
+use crate::tree::{StoredRun, VerifiedMunro};
 use crate::unit::BlockRange;
 
 use channel::{ChannelIndex, Channels};
 pub use event::{
     Class, DiskId, DiskRequest, DownReason, EngineConfig, EngineCounters, Event, FetchError,
-    FetchId, PeerReport, PeerState, SwarmCounters, SwarmKey, SwarmOptions, Transmit,
+    FetchId, HashId, HashRequest, PeerReport, PeerState, SwarmCounters, SwarmKey, SwarmOptions,
+    Transmit,
 };
 use half_open::HalfOpenTable;
 use interval::IntervalSet;
+use receive::HashQueue;
 use serve::Urgency;
 use swarm::Swarm;
 use timers::{Timer, Timers};
@@ -103,6 +105,7 @@ struct Queues {
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
     disk: VecDeque<DiskRequest>,
+    hashing: HashQueue,
     /// Channels with messages to write.
     control: VecDeque<ChannelIndex>,
     /// Channels with data to send, waited ones first.
@@ -303,7 +306,7 @@ impl Engine {
     }
 
     /// A read's answer. `None`: it is not held (any more), or not readable.
-    pub fn handle_disk(&mut self, _now: Instant, id: DiskId, run: Option<VerifiedRun>) {
+    pub fn handle_disk(&mut self, _now: Instant, id: DiskId, run: Option<StoredRun>) {
         let Some(index) = self.reads.remove(&id) else { return };
         let Some(channel) = self.channels.get_mut(index) else { return };
         let before = channel.serve.read_bytes();
@@ -314,6 +317,11 @@ impl Engine {
         }
         self.read_ahead(index);
         self.mark_serving(index);
+    }
+
+    /// The next run to be hashed.
+    pub fn poll_hash(&mut self) -> Option<HashRequest> {
+        self.queues.hashing.requests.pop_front()
     }
 
     /// The next event.

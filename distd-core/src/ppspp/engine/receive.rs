@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use bytes::Bytes;
-
 use crate::keys::NtpTime;
 use crate::limits::{BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
 use crate::ppspp::codec::{Message, WireClass};
@@ -13,11 +11,18 @@ use crate::unit::{Bin, ChunkRange, MunroIndex};
 
 use super::announce::is_newer;
 use super::channel::{Channel, ChannelIndex};
-use super::event::{Class, DownReason, Event};
+use super::event::{Class, DownReason, Event, HashId, HashRequest};
 use super::interval::IntervalSet;
 use super::limits::{AVAILABILITY_SPANS_MAX, STRAYS_MAX};
 use super::source::Arrival;
 use super::swarm::Swarm;
+
+/// Runs to be hashed.
+#[derive(Debug, Default)]
+pub(super) struct HashQueue {
+    pub(super) requests: VecDeque<HashRequest>,
+    serial: u64,
+}
 
 /// One datagram being processed.
 pub(super) struct Receive<'a> {
@@ -28,6 +33,7 @@ pub(super) struct Receive<'a> {
     pub(super) channel: &'a mut Channel,
     pub(super) swarm: &'a mut Swarm,
     pub(super) events: &'a mut VecDeque<Event>,
+    pub(super) hashing: &'a mut HashQueue,
     /// The munro's hash that a signature of the same datagram is about.
     pub(super) munro: Option<(MunroIndex, NodeHash)>,
 }
@@ -37,7 +43,7 @@ impl Receive<'_> {
     pub(super) fn message(&mut self, message: &Message<'_>) -> Result<(), DownReason> {
         match *message {
             Message::Data { chunks, timestamp_us, payload } => {
-                return self.on_data(chunks, timestamp_us, payload);
+                return self.on_data(chunks.start.0, timestamp_us, payload);
             }
             Message::Integrity { chunks, hash } => self.on_integrity(chunks, hash),
             Message::SignedIntegrity { chunks, time, signature } => {
@@ -82,9 +88,10 @@ impl Receive<'_> {
         Ok(())
     }
 
-    fn on_data(
+    /// One chunk.
+    pub(super) fn on_data(
         &mut self,
-        chunks: ChunkRange,
+        chunk: u64,
         timestamp_us: u64,
         payload: &[u8],
     ) -> Result<(), DownReason> {
@@ -92,12 +99,12 @@ impl Receive<'_> {
         counters.data_received_bytes += payload.len() as u64;
         let channel = &mut *self.channel;
         let silent = channel.source.is_silent();
-        let arrival = channel.source.on_data(self.now, chunks.start.0, payload, &mut channel.rtt);
+        let arrival = channel.source.on_data(self.now, chunk, payload, &mut channel.rtt);
         match arrival {
             Arrival::Kept => {}
             Arrival::Duplicate => {
                 counters.duplicate_bytes += payload.len() as u64;
-                channel.acks.came_again(chunks.start.0);
+                channel.acks.came_again(chunk);
             }
             Arrival::Stray => {
                 // Neither hashed nor stored (DATA.2, RFC 7574 12.6.3).
@@ -109,7 +116,14 @@ impl Receive<'_> {
             }
             Arrival::Complete(first) => {
                 let delay_us = self.clock_us.wrapping_sub(timestamp_us);
-                self.on_complete(first, delay_us)?;
+                self.hashing.serial += 1;
+                let serial = self.hashing.serial;
+                if let Some((bin, bytes)) = channel.source.begin_hashing(first, serial) {
+                    let id = HashId { channel: self.index, first, serial, delay_us };
+                    self.hashing.requests.push_back(HashRequest { id, bin, bytes });
+                } else {
+                    self.on_complete(first, delay_us)?;
+                }
             }
         }
         if silent && !self.channel.source.is_silent() {
@@ -118,8 +132,8 @@ impl Receive<'_> {
         Ok(())
     }
 
-    /// All chunks of a flight are there: verifies it, and then what waited for its hashes.
-    fn on_complete(&mut self, first: u64, delay_us: u64) -> Result<(), DownReason> {
+    /// All chunks of a flight are there and hashed: verifies it, and then what waited for its hashes.
+    pub(super) fn on_complete(&mut self, first: u64, delay_us: u64) -> Result<(), DownReason> {
         let mut ready = vec![first];
         while let Some(first) = ready.pop() {
             if let Some(lacks) = self.channel.source.lacks(first)
@@ -127,23 +141,23 @@ impl Receive<'_> {
             {
                 continue;
             }
-            let Some((bin, bytes)) = self.channel.source.bytes_of(first) else { continue };
+            let Some(run) = self.channel.source.hashed(first) else { continue };
+            let bin = run.bin();
             let Some(munro) = bin.munro() else { continue };
             self.swarm.trust_newest(munro);
             let Some(tree) = self.swarm.trees.get_mut(&munro) else {
-                self.channel.source.wait_for_hash(first, bytes, munro.bin());
+                self.channel.source.wait_for_hash(first, munro.bin());
                 continue;
             };
-            let bytes = Bytes::from(bytes);
             let offered = &self.channel.source.offered;
-            match tree.verify_run(bin, bytes.clone(), |bin| offered.hash(bin)) {
+            match tree.prove(run, |bin| offered.hash(bin)) {
                 Ok(run) => {
                     self.on_verified(run, delay_us);
                     let waiting = self.channel.source.lacking(munro.bin());
                     ready.extend(waiting.into_iter().map(|(first, _)| first));
                 }
                 Err(VerifyError::MissingUncle { missing, .. }) => {
-                    self.channel.source.wait_for_hash(first, bytes.into(), missing);
+                    self.channel.source.wait_for_hash(first, missing);
                 }
                 Err(VerifyError::Mismatch { .. } | VerifyError::NotARun { .. }) => {
                     // Bytes and hashes came from this peer alone: it is known who lied.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::congestion::{self, Controller};
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
 use crate::ppspp::codec::{ChannelId, Message, MessageType};
-use crate::tree::VerifiedRun;
+use crate::tree::StoredRun;
 use crate::unit::{Bin, ChunkRange};
 
 use super::event::{Class, DiskId};
@@ -138,7 +138,7 @@ impl Read {
 enum ReadState {
     Wanted,
     Reading(DiskId),
-    Ready(Box<VerifiedRun>),
+    Ready(Box<StoredRun>),
 }
 
 /// What goes out at once.
@@ -377,7 +377,7 @@ impl Serve {
 
     /// The disk's answer. A large bin that is not there whole is tried granule by granule; a small
     /// one is a MISS.
-    pub(super) fn on_disk(&mut self, id: DiskId, run: Option<VerifiedRun>) {
+    pub(super) fn on_disk(&mut self, id: DiskId, run: Option<StoredRun>) {
         for lane in &mut self.lanes {
             let reading = |read: &Read| matches!(read.state, ReadState::Reading(at) if at == id);
             let Some(at) = lane.reads.iter().position(reading) else { continue };

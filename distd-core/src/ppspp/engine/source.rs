@@ -8,11 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
+use crate::tree::HashedRun;
 use crate::unit::{Bin, ChunkRange, MunroIndex};
 
 use super::event::Class;
-use super::flight::{Delivery, Flight, LANES, Lane, lane};
+use super::flight::{Delivery, Flight, Hashing, LANES, Lane, lane};
 use super::interval::IntervalSet;
 use super::limits::{
     CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN,
@@ -177,6 +180,7 @@ impl Source {
             order,
             got: 0,
             buffer: Vec::new(),
+            hashing: None,
             lacks: None,
             hashless: 0,
             again: false,
@@ -295,16 +299,37 @@ impl Source {
         if flight.is_complete() { Arrival::Complete(first) } else { Arrival::Kept }
     }
 
-    /// The bytes of a flight that is complete, to verify them.
-    pub(super) fn bytes_of(&mut self, first: u64) -> Option<(Bin, Vec<u8>)> {
-        let flight = self.flights.get_mut(&first).filter(|flight| flight.is_complete())?;
-        Some((flight.bin, std::mem::take(&mut flight.buffer)))
+    /// The bytes of a flight that has become complete, to be hashed; once.
+    pub(super) fn begin_hashing(&mut self, first: u64, serial: u64) -> Option<(Bin, Bytes)> {
+        let flight = self.flights.get_mut(&first)?;
+        if !flight.is_complete() || flight.hashing.is_some() {
+            return None;
+        }
+        flight.hashing = Some(Hashing::Wanted(serial));
+        Some((flight.bin, std::mem::take(&mut flight.buffer).into()))
     }
 
-    /// Puts the bytes back: `lacks` must arrive first.
-    pub(super) fn wait_for_hash(&mut self, first: u64, bytes: Vec<u8>, lacks: Bin) {
+    /// Takes what came of hashing; `false` if the flight is gone, or is another one by now.
+    pub(super) fn end_hashing(&mut self, first: u64, serial: u64, run: HashedRun) -> bool {
+        let Some(flight) = self.flights.get_mut(&first) else { return false };
+        let wanted = matches!(flight.hashing, Some(Hashing::Wanted(at)) if at == serial);
+        if wanted {
+            flight.hashing = Some(Hashing::Done(run));
+        }
+        wanted
+    }
+
+    /// A flight's bytes with their hashes, as soon as they are there.
+    pub(super) fn hashed(&self, first: u64) -> Option<&HashedRun> {
+        match self.flights.get(&first)?.hashing.as_ref()? {
+            Hashing::Done(run) => Some(run),
+            Hashing::Wanted(_) => None,
+        }
+    }
+
+    /// `lacks` must arrive before the flight can be verified.
+    pub(super) fn wait_for_hash(&mut self, first: u64, lacks: Bin) {
         if let Some(flight) = self.flights.get_mut(&first) {
-            flight.buffer = bytes;
             self.lacking += usize::from(flight.lacks.replace(lacks).is_none());
         }
     }
@@ -428,7 +453,8 @@ impl Source {
     fn ask_again(&mut self, now: Instant, first: u64) -> bool {
         let Some(flight) = self.flights.get(&first) else { return false };
         let bin = flight.bin;
-        if flight.is_complete() && self.computes_later(flight) {
+        let hashing = matches!(flight.hashing, Some(Hashing::Wanted(_)));
+        if hashing || flight.is_complete() && self.computes_later(flight) {
             // Looked at again after another round trip.
             if let Some(flight) = self.flights.get_mut(&first) {
                 flight.asked_at = now;

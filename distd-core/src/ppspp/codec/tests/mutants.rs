@@ -121,8 +121,10 @@ proptest::proptest! {
         datagram.truncate(datagram.len() - cut);
         datagram.extend(vec![byte; more]);
         let whole = decode(&datagram, &WireProfile::LIVE).ok().map(Iterator::collect::<Vec<_>>);
-        if let Some(lone) = lone_data(&datagram, &WireProfile::LIVE) {
-            proptest::prop_assert_eq!(whole, Some(vec![lone]));
+        if let Some(LoneData { channel, chunk, timestamp_us, payload }) = lone_data(&datagram) {
+            let chunks = ChunkRange::new(chunk, chunk + 1).expect("one");
+            proptest::prop_assert_eq!(whole, Some(vec![Message::Data { chunks, timestamp_us, payload }]));
+            proptest::prop_assert_eq!(destination(&datagram), Ok(channel));
         } else {
             let missed = whole.is_some_and(|all| matches!(all[..], [Message::Data { payload, .. }] if payload.len() == 1024));
             proptest::prop_assert!(!missed);

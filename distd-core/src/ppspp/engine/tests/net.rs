@@ -11,8 +11,10 @@ use rand::{Rng, SeedableRng};
 
 use crate::keys::{NtpTime, OriginKey};
 use crate::limits::MUNRO_BYTES;
-use crate::ppspp::engine::{Class, Engine, EngineConfig, Event, FetchId, SwarmKey, SwarmOptions};
-use crate::tree::{MunroTree, VerifiedMunro, VerifiedRun};
+use crate::ppspp::engine::{
+    Class, Engine, EngineConfig, Event, FetchId, HashRequest, SwarmKey, SwarmOptions,
+};
+use crate::tree::{HashedRun, MunroTree, VerifiedMunro, VerifiedRun};
 use crate::unit::{Bin, BlockIndex, BlockRange, MunroIndex};
 
 /// A log with its key.
@@ -244,12 +246,17 @@ impl Net {
                 let now = self.now;
                 let node = &mut self.nodes[at];
                 let mut busy = false;
+                while let Some(HashRequest { id, bin, bytes }) = node.engine.poll_hash() {
+                    let run = HashedRun::new(bin, bytes).expect("a run as long as its bin");
+                    node.engine.handle_hashed(now, id, run);
+                    busy = true;
+                }
                 while let Some(request) = node.engine.poll_disk() {
                     let blocks = request.bin.blocks().expect("whole blocks");
                     let there = !node.disk_fails
                         && blocks.iter().all(|block| node.stored.contains(&block.0));
                     let run = there.then(|| node.log.run(request.bin));
-                    node.engine.handle_disk(now, request.id, run);
+                    node.engine.handle_disk(now, request.id, run.map(Into::into));
                     busy = true;
                 }
                 while let Some(event) = node.engine.poll_event() {
