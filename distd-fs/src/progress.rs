@@ -11,8 +11,6 @@ use serde_json::Value;
 use crate::control::{self, Answer, Request};
 use crate::exit::Complaint;
 
-/// How often the node is asked.
-const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// How long the node may take to say how a job stands.
@@ -27,8 +25,8 @@ pub(crate) fn watch(cache: &Path, job: u64, silent: bool) -> Answer {
         if value["ended"] == true {
             return Ok(value["result"].clone());
         }
+        // The node lets a while pass before it answers.
         meter.set(&value);
-        std::thread::sleep(ASK_EVERY);
     }
 }
 

@@ -30,6 +30,10 @@ use super::unpack;
 const COMMANDS_MAX: usize = 4096;
 /// How often what was fetched is made durable.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// The same while a release pours in: a sync holds up who writes beside it.
+const FLUSH_INTERVAL_BUSY: Duration = Duration::from_secs(5);
+/// Bytes in one [`FLUSH_INTERVAL`] that count as pouring in.
+const BUSY_BYTES: u64 = 64 << 20;
 /// How often the names of peers are looked up again: addresses change.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(300);
 /// The same while a name has not been resolved at all.
@@ -173,12 +177,19 @@ impl Node {
     fn spawn_flusher(&self) -> io::Result<()> {
         let inner = Arc::downgrade(&self.0);
         let flush = move || {
+            let (mut kept_before, mut flushed_at) = (0, Instant::now());
             loop {
                 thread::sleep(FLUSH_INTERVAL);
                 let Some(inner) = inner.upgrade() else { return };
                 if inner.commands.is_closed() {
                     return;
                 }
+                let kept = inner.cache.kept_bytes();
+                let busy = kept - std::mem::replace(&mut kept_before, kept) > BUSY_BYTES;
+                if busy && flushed_at.elapsed() < FLUSH_INTERVAL_BUSY {
+                    continue;
+                }
+                flushed_at = Instant::now();
                 if let Err(error) = inner.cache.flush() {
                     tracing::warn!(%error, "what was fetched cannot be made durable yet");
                 }

@@ -61,6 +61,8 @@ pub(super) struct Shared {
     allocated_bytes: AtomicU64,
     /// Bytes read and written: the clock of the least recently used.
     accessed_bytes: AtomicU64,
+    /// Bytes of content written since the cache was opened.
+    kept_bytes: AtomicU64,
     free_bytes: FreeBytes,
     logs: Mutex<Vec<Weak<CachedLog>>>,
     pub(super) evicting: Mutex<()>,
@@ -97,6 +99,7 @@ impl Cache {
             reserve_bytes: options.reserve_bytes,
             allocated_bytes: AtomicU64::new(0),
             accessed_bytes: AtomicU64::new(0),
+            kept_bytes: AtomicU64::new(0),
             free_bytes: FreeBytes {
                 known: AtomicU64::new(root.disk_free_bytes()?),
                 grown_since: AtomicU64::new(0),
@@ -192,6 +195,11 @@ impl Cache {
         result
     }
 
+    /// Bytes of content written since the cache was opened.
+    pub fn kept_bytes(&self) -> u64 {
+        self.shared.kept_bytes.load(Ordering::Relaxed)
+    }
+
     /// Replaces a small state file of the cache as a whole, durably.
     pub fn save(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         state_file::save(&self.root, name, bytes)
@@ -221,6 +229,10 @@ fn check_format(root: &Directory) -> Result<(), OpenError> {
 }
 
 impl Shared {
+    pub(super) fn count_kept(&self, bytes: u64) {
+        self.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Counts an access and gives the time of it.
     pub(super) fn tick(&self, bytes: u64) -> Tick {
         let accessed = self.accessed_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -143,6 +143,7 @@ impl CachedLog {
         let overhead = self.overhead(munro);
         let parts: Vec<&[u8]> = runs.iter().map(|run| &run.bytes()[..]).collect();
         file.write_parts(content_offset(blocks.start), &parts)?;
+        self.shared.count_kept(blocks.byte_len());
         let mut state = self.state();
         let added = state.presence.insert(munro, bits_of(blocks));
         if let Some(gone) = state.gone.get_mut(&munro.0) {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,6 +15,8 @@ use crate::exit::{Complaint, Exit};
 
 /// How long a job goes on without being asked about.
 const LEASE: Duration = Duration::from_secs(10);
+/// How long whoever asks about a job waits for its end before he is told how it stands.
+const ANSWER_AFTER: Duration = Duration::from_millis(100);
 /// Jobs at one time; a further one is refused.
 const JOBS_MAX: usize = 16;
 
@@ -78,9 +80,16 @@ struct Table {
     jobs: BTreeMap<u64, Job>,
 }
 
+#[derive(Default)]
+struct Shared {
+    table: Mutex<Table>,
+    /// A job has ended.
+    ended: Condvar,
+}
+
 /// The jobs of a node.
 #[derive(Clone, Default)]
-pub(super) struct Jobs(Arc<Mutex<Table>>);
+pub(super) struct Jobs(Arc<Shared>);
 
 impl Jobs {
     /// Starts a job on a thread of its own and answers its number. `watched`: it ends when nobody asks
@@ -120,6 +129,7 @@ impl Jobs {
         let Some(job) = table.jobs.get_mut(&number) else { return };
         if job.asked.is_some() {
             job.outcome = Some(outcome);
+            self.0.ended.notify_all();
             return;
         }
         table.jobs.remove(&number);
@@ -128,9 +138,12 @@ impl Jobs {
         }
     }
 
-    /// How a job stands. Its outcome is told once.
+    /// How a job stands when it ends, or in [`ANSWER_AFTER`]. Its outcome is told once.
     pub(super) fn ask(&self, number: u64) -> Answer {
-        let mut table = self.table();
+        let goes_on =
+            |table: &mut Table| table.jobs.get(&number).is_some_and(|job| job.outcome.is_none());
+        let waited = self.0.ended.wait_timeout_while(self.table(), ANSWER_AFTER, goes_on);
+        let (mut table, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let Some(job) = table.jobs.get_mut(&number) else {
             return Err(Complaint::new(Exit::NoSuch, format_args!("the node has no job {number}")));
         };
@@ -162,7 +175,7 @@ impl Jobs {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -19,12 +19,13 @@ use crate::options::Prefetch;
 use super::jobs::Progress;
 use super::mounted::Mounted;
 
-/// Blocks asked for and not yet there, 24 MiB: enough for 1 Gbit/s over 200 ms.
-const WINDOW_BLOCKS: u64 = 16 << 10;
+/// Blocks asked for and not yet there, 48 MiB: enough for 1 Gbit/s over 400 ms, and for a GB/s while
+/// this thread waits for a processor.
+const WINDOW_BLOCKS: u64 = 12 << 10;
 /// Blocks of one piece: 4 MiB.
 const PIECE_BLOCKS: u64 = 1024;
 /// How often is looked at what has come.
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(5);
 /// After so long without anything coming it is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// After so long without anything coming it is given up.

@@ -6,6 +6,7 @@
 //! overtaken is a loss. What is asked for again has lanes of its own, for a sender puts it first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -86,6 +87,8 @@ pub(super) struct Source {
     /// Ranges to cancel in the next datagram.
     pub(super) cancels: Vec<ChunkRange>,
     flights: BTreeMap<u64, Flight>,
+    /// The chunks of the flight of which something arrived last; none if it is gone.
+    arriving: Range<u64>,
     /// When a second source is sought for which flight.
     hedges: BTreeSet<(Instant, u64)>,
     lanes: [Lane; LANES],
@@ -108,6 +111,7 @@ impl Source {
             asks: Vec::new(),
             cancels: Vec::new(),
             flights: BTreeMap::new(),
+            arriving: 0..0,
             hedges: BTreeSet::new(),
             lanes: std::array::from_fn(|_| Lane::new(now)),
             credit: 0,
@@ -273,11 +277,20 @@ impl Source {
     ) -> Arrival {
         let useless = if self.credit == 0 { Arrival::Stray } else { Arrival::Duplicate };
         self.credit = self.credit.saturating_sub(1);
-        let Some((first, flight)) = self.flights.range_mut(..=chunk).next_back() else {
+        // Mostly it goes on with the run of the chunk before: a search for one key, not for a range.
+        if !self.arriving.contains(&chunk) {
+            let Some((first, flight)) = self.flights.range(..=chunk).next_back() else {
+                return useless;
+            };
+            self.arriving = *first..*first + flight.chunks();
+        }
+        let first = self.arriving.start;
+        let Some(flight) = self.flights.get_mut(&first).filter(|_| self.arriving.contains(&chunk))
+        else {
             return useless;
         };
-        let (first, index) = (*first, chunk - *first);
-        if index >= flight.chunks() || payload.len() != CHUNK {
+        let index = chunk - first;
+        if payload.len() != CHUNK {
             return useless;
         }
         let lane = &mut self.lanes[flight.lane()];
@@ -352,6 +365,9 @@ impl Source {
     /// Forgets a flight: it is verified, or no longer wanted of this peer.
     pub(super) fn remove(&mut self, first: u64) -> Option<Flight> {
         let flight = self.flights.remove(&first)?;
+        if self.arriving.start == first {
+            self.arriving = 0..0;
+        }
         self.lanes[flight.lane()].order.remove(&flight.order);
         if let Some(at) = flight.hedge_at {
             self.hedges.remove(&(at, first));
