@@ -12,6 +12,7 @@ use distd_core::store::OriginLog;
 use distd_core::unit::{BlockRange, ByteRange, HumanBytes};
 use serde::Serialize;
 
+use crate::cost::{Cost, cost};
 use crate::history::{
     History, HistoryError, file_blocks, join, merge, missing_blocks, read_directory, read_extents,
     read_release,
@@ -61,10 +62,18 @@ pub struct DiffReport {
     /// Bytes of blocks that a machine with all of the first must fetch for all of the second, file
     /// content and metadata.
     pub fetch_bytes: u64,
+    /// What is fetched by frames, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
 }
 
 /// Compares two releases, named as [`History::find`] takes them.
-pub fn diff(log: &OriginLog, from: &str, to: &str) -> Result<DiffReport, HistoryError> {
+pub fn diff(
+    log: &OriginLog,
+    from: &str,
+    to: &str,
+    with_cost: bool,
+) -> Result<DiffReport, HistoryError> {
     let history = History::read(log)?;
     let (old, new) = (history.find(from)?, history.find(to)?);
     let (old, new) = (read_release(log, old.release)?, read_release(log, new.release)?);
@@ -83,6 +92,7 @@ pub fn diff(log: &OriginLog, from: &str, to: &str) -> Result<DiffReport, History
         to: format!("{}@{}", new.track, new.version),
         changes,
         fetch_bytes: missing_blocks(&wanted, &held) * BLOCK_BYTES,
+        cost: with_cost.then(|| cost(log, Some(&old), &new)).transpose()?,
     })
 }
 
@@ -258,6 +268,9 @@ impl DiffReport {
             self.fetch_bytes,
             HumanBytes(self.fetch_bytes)
         );
+        if let Some(cost) = &self.cost {
+            let _ = writeln!(text, "a machine on {} fetches {}", self.from, cost.text());
+        }
         text
     }
 }

@@ -10,6 +10,7 @@ pub mod behind;
 pub mod catch_up;
 pub mod cli;
 pub mod content;
+pub mod cost;
 pub mod dedup;
 pub mod diff;
 pub mod frames;

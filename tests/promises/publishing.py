@@ -10,6 +10,7 @@ import time
 from lib import compare, facts, hosts, tree
 from lib.network import NODE, ORIGIN
 from lib.promises import promise
+from promises import updates
 
 
 def inventory(directory):
@@ -247,3 +248,27 @@ def a_source_that_races_leaks_nothing(world):
     for path in world.repo.rglob("*"):
         if path.is_file():
             assert b"foreign bytes" not in path.read_bytes(), f"{path} holds what lies outside the tree"
+
+
+@promise(seconds=120)
+def what_an_update_will_cost_is_told_and_is_right(world):
+    source = updates.held(world)
+    for version in (2, 3, 4, 5):
+        updates.release(source, version, updates.SIZES)
+        published = world.publish(source, f"v{version}")
+    told = {row["version"]: row for row in published["updates"]}
+    assert list(told) == ["v4", "v3", "v2"], told
+    # An update from further back goes through the frames of those between.
+    fetched = {version: row["frame_bytes"] + row["plain_bytes"] + row["index_bytes"] for version, row in told.items()}
+    assert fetched["v4"] < fetched["v3"] < fetched["v2"] < sum(updates.SIZES.values()) // 2, fetched
+    assert told["v4"]["chained_bytes"] == 0 < told["v2"]["chained_bytes"], told
+    for version, row in told.items():
+        said = json.loads(world.origin("diff", version, "v5", "--cost", "--json").out)["cost"]
+        assert said == {key: value for key, value in row.items() if key != "version"}, (said, row)
+    # The node holds v1.
+    cost = json.loads(world.origin("diff", "v1", "v5", "--cost", "--json").out)["cost"]
+    expected = cost["frame_bytes"] + cost["plain_bytes"] + cost["index_bytes"]
+    updates.prefetch(world, world.mount(options="prefetch=none"))
+    moved = updates.swarm(world)["received_bytes"]
+    print(f"expected {expected}, moved {moved}: {cost}")
+    assert expected * 0.8 < moved < expected * 1.3 + 200_000, (expected, moved)

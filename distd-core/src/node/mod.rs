@@ -35,3 +35,4 @@ pub use server::{OriginServer, ServeOptions, ServerNews};
 pub use service::{Node, NodeError, NodeOptions};
 pub use status::{NodeStatus, PeerStatus, SwarmStatus};
 pub use swarm::{HeadNews, Swarm, checked_blocks, cut};
+pub use unpack::choice::{Account, Choice, Chosen, View, choose};

@@ -90,6 +90,9 @@ pub(super) enum Command {
         /// The newer release
         #[arg(value_name = "B")]
         to: String,
+        /// Say, too, what a machine on A fetches for B
+        #[arg(long)]
+        cost: bool,
     },
     /// Check every byte, hash and signature of the log, and every release
     Verify,

@@ -14,6 +14,7 @@ use distd_core::manifest::{Access, Metainfo, PeerAddress, parse_profile};
 use serde_json::json;
 
 use crate::announced::{self, Answer};
+use crate::cost::updates;
 use crate::diff::diff;
 use crate::history::History;
 use crate::prune::{PruneOptions, prune};
@@ -68,6 +69,7 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
             let repo = repo()?;
             let mut report = publish(&repo, &options, &output.publish_progress())?;
             if report.changed && !report.dry_run {
+                report.updates = updates(&repo.log()?, track, release)?;
                 report.announced = await_announcement(&repo, report.munros, output);
             }
             output.publish(&report)?;
@@ -85,8 +87,8 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
             output.report(&shown, || shown.text())?;
             Ok(Exit::Success)
         }
-        Command::Diff { from, to } => {
-            let report = diff(&repo()?.log()?, from, to)?;
+        Command::Diff { from, to, cost } => {
+            let report = diff(&repo()?.log()?, from, to, *cost)?;
             output.report(&report, || report.text())?;
             Ok(Exit::Success)
         }

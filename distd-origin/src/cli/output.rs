@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
+use crate::cost::UpdateCost;
 use crate::prune::PruneStep;
 use crate::publish::{PublishReport, Step};
 
@@ -265,8 +266,15 @@ fn publish_text(report: &PublishReport, verbose: u8) -> String {
         ("new content", report.new_bytes),
         ("new metadata", report.metadata_bytes),
         ("frames", report.frame_bytes),
-        ("to update", report.update_bytes),
     ] {
+        let _ = writeln!(text, "  {label:13} {bytes:>14} bytes ({})", HumanBytes(bytes));
+    }
+    if report.dry_run {
+        let bytes = report.update_bytes;
+        let _ = writeln!(text, "  {:13} {bytes:>14} bytes ({})", "to update", HumanBytes(bytes));
+    }
+    for UpdateCost { version, cost } in &report.updates {
+        let (label, bytes) = (format!("from {version}"), cost.bytes());
         let _ = writeln!(text, "  {label:13} {bytes:>14} bytes ({})", HumanBytes(bytes));
     }
     if verbose > 0 {

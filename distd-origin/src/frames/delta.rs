@@ -187,16 +187,11 @@ fn changes(copies: &[Copy], base: &[u8], new: &[u8], carry: bool) -> DeltaStream
 
 #[cfg(test)]
 mod tests {
+    use super::super::noise;
     use super::*;
     use distd_core::frame::{FrameDecoder, FrameEntry};
     use distd_core::unit::ByteRange;
     use proptest::prelude::*;
-
-    fn noise(salt: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        blake3::Hasher::new().update(&salt.to_le_bytes()).finalize_xof().fill(&mut bytes);
-        bytes
-    }
 
     /// Encodes and decodes again; the frame's length.
     fn round(bin: Bin, new: &[u8], candidates: &Candidates) -> Option<usize> {

@@ -204,14 +204,9 @@ fn divide(left: &mut Copy, right: &mut Copy, base: &[u8], new: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::noise;
     use super::*;
     use proptest::prelude::*;
-
-    fn noise(salt: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        blake3::Hasher::new().update(&salt.to_le_bytes()).finalize_xof().fill(&mut bytes);
-        bytes
-    }
 
     /// The plain reference: bytes that no exact match of at least `min` bytes covers, each place of
     /// the base compared with each place of the new content.

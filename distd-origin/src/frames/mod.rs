@@ -6,3 +6,11 @@ pub mod delta;
 pub mod maker;
 pub mod matching;
 pub mod older;
+
+/// Bytes that nothing compresses, for tests.
+#[cfg(test)]
+fn noise(salt: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&salt.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}

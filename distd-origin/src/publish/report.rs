@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::cost::UpdateCost;
 use crate::scan::{DirectoryIndex, Scan, ScannedKind};
 
 /// Examples that a warning names.
@@ -53,6 +54,9 @@ pub struct PublishReport {
     pub frame_bytes: u64,
     /// Bytes that a machine which holds the track's previous release will fetch for all of this one.
     pub update_bytes: u64,
+    /// What machines on the last releases of the track fetch for this one, newest first; not known for
+    /// a dry run.
+    pub updates: Vec<UpdateCost>,
     /// Extents of all files.
     pub extents: u64,
     /// Length of the log, in munros.

@@ -325,7 +325,7 @@ fn diff_names_exactly_what_differs() {
     fs::remove_file(world.source.join("bin/4")).expect("removed");
     std::os::unix::fs::symlink("3", world.source.join("bin/4")).expect("made");
     world.publish("2");
-    let report = diff(&world.log(), "1", "2").expect("compared");
+    let report = diff(&world.log(), "1", "2", true).expect("compared");
     let changes: Vec<_> = report.changes.iter().map(|d| (d.path.as_str(), d.change)).collect();
     assert_eq!(
         changes,
@@ -345,8 +345,8 @@ fn diff_names_exactly_what_differs() {
     let new_bytes: u64 = report.changes.iter().map(|d| d.new_bytes).sum();
     assert_eq!(new_bytes, 3 * 4096);
     assert!(report.fetch_bytes > new_bytes && report.fetch_bytes <= new_bytes + 3 * 4096);
-    assert_eq!(diff(&world.log(), "2", "2").expect("compared").changes, []);
-    let backwards = diff(&world.log(), "2", "1").expect("compared");
+    assert_eq!(diff(&world.log(), "2", "2", false).expect("compared").changes, []);
+    let backwards = diff(&world.log(), "2", "1", false).expect("compared");
     assert_eq!(backwards.changes.len(), report.changes.len());
 }
 

@@ -23,7 +23,7 @@ pub(super) const CHAIN_MAX: u32 = 8;
 const WEIGHED_MAX: u32 = 4096;
 
 /// What a choice rests on.
-pub(super) trait View {
+pub trait View {
     /// The parts of `blocks` that are neither here nor on their way.
     fn lacking(&mut self, blocks: BlockRange) -> Vec<BlockRange>;
     /// A munro's frames of one kind, if it has such and they are known.
@@ -34,30 +34,32 @@ pub(super) trait View {
 
 /// A frame to be used.
 #[derive(Clone, Debug)]
-pub(super) struct Chosen {
+pub struct Chosen {
     /// The record that names it and proves what it decodes to.
-    pub(super) record: Arc<MunroFrames>,
-    pub(super) entry: FrameEntry,
-    pub(super) part: Part,
+    pub record: Arc<MunroFrames>,
+    /// Where it lies and what it needs.
+    pub entry: FrameEntry,
+    /// Of which kind it is.
+    pub part: Part,
 }
 
 /// What to do.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Choice {
+pub struct Choice {
     /// Frames by the first block that they decode to. Bases lie before what is made of them: in this
     /// order, each frame finds its bases made.
-    pub(super) frames: BTreeMap<u64, Chosen>,
+    pub frames: BTreeMap<u64, Chosen>,
     /// What is wanted and fetched plain.
-    pub(super) plain: Vec<BlockRange>,
+    pub plain: Vec<BlockRange>,
     /// Parts of bases that are fetched plain.
-    pub(super) support: Vec<BlockRange>,
+    pub support: Vec<BlockRange>,
     /// Bytes to be moved.
-    pub(super) bytes: u64,
+    pub bytes: u64,
 }
 
 /// How costs are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Account {
+pub enum Account {
     /// Somebody waits for just these blocks.
     Alone,
     /// A part of much: a frame counts by the share of what it brings that is wanted now, as the rest of
@@ -66,7 +68,7 @@ pub(super) enum Account {
 }
 
 /// The cheapest way to what is lacking of `wanted`, which is ascending.
-pub(super) fn choose(view: &mut impl View, account: Account, wanted: &[BlockRange]) -> Choice {
+pub fn choose(view: &mut impl View, account: Account, wanted: &[BlockRange]) -> Choice {
     let mut chooser = Chooser { view, account, taken: Choice::default(), weighed: 0 };
     for (munro, parts) in by_munro(wanted) {
         let parts = parts.into_iter().flat_map(|part| chooser.view.lacking(part)).collect();

@@ -14,7 +14,7 @@
 //! index, and frames that bases are made of. What goes wrong with a frame (damage, a base that was
 //! evicted, nobody has it) is said in the log and ends as plain blocks; the loop bounds a job's time.
 
-mod choice;
+pub(super) mod choice;
 mod decode;
 mod index;
 mod job;
