@@ -277,41 +277,87 @@ fn write_frames(
     list
 }
 
+/// An origin whose second epoch is the first one with a byte of each block changed, as delta frames that
+/// `frame` makes of the honest ones; the blocks of both, and the content of the second.
+fn publish_update(
+    log: &Path,
+    frame: impl Fn(u64, Vec<u8>, &dyn Fn(u64) -> Bin) -> Vec<u8>,
+) -> (BlockRange, BlockRange, Vec<u8>) {
+    OriginLog::create(log, key().id()).expect("created");
+    let old = content(256, 1);
+    let old_blocks = publish(log, &old);
+    let mut new = old;
+    new.iter_mut().step_by(BLOCK_BYTES as usize).for_each(|byte| *byte = byte.wrapping_add(1));
+    let new_blocks = publish_with(log, &new, |appender| {
+        let munro = MunroIndex(appender.next_block().munro().0 - 1);
+        let bin = |quarter| Bin::new(DELTA_FRAME_LAYER, munro.0 * 4 + quarter);
+        let frames: Vec<_> = (0..4)
+            .map(|quarter| {
+                let base = BlockRange::new(BlockIndex(old_blocks.start.0 + quarter * 64), 64);
+                (bin(quarter), frame(quarter, delta(bin(quarter), 1), &bin), base)
+            })
+            .collect();
+        Some(write_frames(appender, munro, &new, &frames))
+    });
+    (old_blocks, new_blocks, new)
+}
+
+fn until_held(swarm: &Swarm, blocks: BlockRange) {
+    let deadline = soon();
+    while swarm.held_blocks(blocks) < blocks.count && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_frame_that_two_reads_want_is_fetched_and_decoded_once() {
+    let dir = tempfile::tempdir().expect("temp");
+    let (log, cache) = (dir.path().join("log"), dir.path().join("cache"));
+    let (old_blocks, new_blocks, new) = publish_update(&log, |_, honest, _| honest);
+    let origin = Origin::serve(&log, loopback());
+    let (node, swarm) = join(&cache, &origin);
+    swarm.wait_head(Duration::from_secs(10)).trusted.expect("a head");
+    read(&swarm, old_blocks);
+    // The last quarter, so that the index is local.
+    let last = BlockRange::new(BlockIndex(new_blocks.start.0 + 192), 64);
+    swarm.fetch_bulk(vec![last]);
+    until_held(&swarm, last);
+    let before = node.status().expect("runs").swarms[0].clone();
+    std::thread::scope(|scope| {
+        for part in 0..6 {
+            let (swarm, new) = (&swarm, &new);
+            scope.spawn(move || {
+                let blocks = BlockRange::new(BlockIndex(new_blocks.start.0 + part * 10), 10);
+                let from = (part * 10 * BLOCK_BYTES) as usize;
+                let expected = &new[from..from + blocks.byte_len() as usize];
+                assert!(read(swarm, blocks) == expected, "part {part}");
+            });
+        }
+    });
+    let status = node.status().expect("runs").swarms[0].clone();
+    assert_eq!(status.delta_frames - before.delta_frames, 1);
+    assert_eq!(status.fetched_data_bytes, before.fetched_data_bytes, "nothing came plain");
+    node.stop();
+}
+
 #[test]
 fn frames_of_a_hostile_origin_are_refused_and_their_blocks_fetched_plain() {
     let dir = tempfile::tempdir().expect("temp");
     let (log, cache) = (dir.path().join("log"), dir.path().join("cache"));
-    OriginLog::create(&log, key().id()).expect("created");
-    let old = content(256, 1);
-    let old_blocks = publish(&log, &old);
-    let mut new = old;
-    new.iter_mut().step_by(BLOCK_BYTES as usize).for_each(|byte| *byte = byte.wrapping_add(1));
-    let new_blocks = publish_with(&log, &new, |appender| {
-        let munro = MunroIndex(appender.next_block().munro().0 - 1);
-        let bin = |quarter| Bin::new(DELTA_FRAME_LAYER, munro.0 * 4 + quarter);
-        let base =
-            |quarter: u64| BlockRange::new(BlockIndex(old_blocks.start.0 + quarter * 64), 64);
-        // Its literals say that they decode to all there is, and hold nothing.
-        let mut bomb = vec![1];
-        bomb.extend(&delta(bin(3), 1)[1..delta(bin(3), 1).len() / 2]);
-        let frames = [
-            (bin(0), delta(bin(0), 1), base(0)),
-            (bin(1), delta(bin(0), 1), base(1)),
-            (bin(2), delta(bin(2), 2), base(2)),
-            (bin(3), bomb, base(3)),
-        ];
-        Some(write_frames(appender, munro, &new, &frames))
-    });
+    let (old_blocks, new_blocks, new) =
+        publish_update(&log, |quarter, honest, bin| match quarter {
+            1 => delta(bin(0), 1),
+            2 => delta(bin(2), 2),
+            3 => honest[..honest.len() / 2].to_vec(),
+            _ => honest,
+        });
     let origin = Origin::serve(&log, loopback());
     let (node, swarm) = join(&cache, &origin);
     swarm.wait_head(Duration::from_secs(10)).trusted.expect("a head");
     read(&swarm, old_blocks);
     let before = node.status().expect("runs").swarms[0].clone();
     swarm.fetch_bulk(vec![new_blocks]);
-    let deadline = soon();
-    while swarm.held_blocks(new_blocks) < new_blocks.count && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    until_held(&swarm, new_blocks);
     let mut out = vec![0; new.len()];
     assert!(swarm.read_now(new_blocks, &mut out).expect("readable") && out == new);
     let status = node.status().expect("runs").swarms[0].clone();

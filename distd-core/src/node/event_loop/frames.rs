@@ -15,8 +15,9 @@ use crate::unit::{BlockRange, MunroIndex};
 
 use super::EventLoop;
 
-/// A frame that somebody waits for and that has not come by then: the plain blocks are fetched, too.
-const QUICK_PATIENCE: Duration = Duration::from_secs(2);
+/// Frames that somebody waits for and that have not come by then, or in half of the time that there is: the
+/// plain blocks are fetched, too.
+const QUICK_PATIENCE: Duration = Duration::from_secs(5);
 /// The same for background work.
 const PATIENCE: Duration = Duration::from_secs(110);
 /// Munros of one log that are remembered to have no frames; beyond, all are forgotten.
@@ -116,9 +117,13 @@ impl EventLoop {
         if missing.iter().all(|blocks| joined.barren.covers(*blocks)) {
             return self.fetch_plain(now, key, missing, class, wanted);
         }
-        let patience = if haste == Haste::Quick { QUICK_PATIENCE } else { PATIENCE };
-        let half = wanted.deadline.saturating_duration_since(now) / 2;
-        let due = now + patience.min(half);
+        let left = wanted.deadline.saturating_duration_since(now);
+        let due = now
+            + match haste {
+                Haste::Quick => QUICK_PATIENCE.min(left / 2),
+                Haste::Bulk if wanted.read.is_some() => PATIENCE.min(left / 2),
+                Haste::Background | Haste::Bulk => PATIENCE.min(left),
+            };
         let id = JobId(self.unpacking.next);
         let shared = Arc::clone(&joined.shared);
         let job = Job { id, shared, missing: missing.clone(), haste, deadline: due };

@@ -12,10 +12,10 @@ use crate::unit::{BlockRange, ByteRange, MunroIndex};
 
 /// Munros whose records are kept in memory, about 2 KiB each.
 const MUNROS_MAX: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-/// Entries of a table that are fetched together: 240 KiB, those of 2 GiB of content.
-const TABLE_MUNROS: u64 = 2048;
+/// Entries of a table that are fetched together: 60 KiB, those of 512 MiB of content.
+const TABLE_MUNROS: u64 = 512;
 /// Bytes of update records that are fetched together: those of most updates.
-const UPDATE_BYTES: u64 = 512 << 10;
+const UPDATE_BYTES: u64 = 256 << 10;
 /// Bytes of full records that are fetched together: those of some 50 munros.
 const FULL_BYTES: u64 = 32 << 10;
 
@@ -31,11 +31,18 @@ pub(super) struct Index {
     known: LruCache<u64, Known>,
 }
 
-/// One munro. A record is unknown, or none, or there.
+/// One munro.
 struct Known {
     entry: IndexEntry,
-    update: Option<Option<Arc<MunroFrames>>>,
-    full: Option<Option<Arc<MunroFrames>>>,
+    update: Record,
+    full: Record,
+}
+
+/// One of its records, where the entry says that there is one.
+enum Record {
+    Unread,
+    Damaged,
+    Here(Arc<MunroFrames>),
 }
 
 impl Index {
@@ -85,25 +92,30 @@ impl Index {
         let Some(epoch) = self.epoch(shared, munro)? else { return Ok(None) };
         if self.known.get(&munro.0).is_none() {
             let Some(entry) = read_entry(shared, &epoch, munro)? else { return Ok(None) };
-            self.known.put(munro.0, Known { entry, update: None, full: None });
+            self.known.put(munro.0, Known { entry, update: Record::Unread, full: Record::Unread });
         }
         let Some(known) = self.known.get_mut(&munro.0) else { return Ok(None) };
         let slot = match part {
             Part::Update => &mut known.update,
             Part::Full => &mut known.full,
         };
-        if let Some(known) = slot {
-            return Ok(known.clone());
-        }
         let Some(range) = known.entry.record(part) else { return Ok(None) };
-        let record = match local(shared, range) {
-            Ok(bytes) => MunroFrames::decode(known.entry.munro, part, &bytes),
-            Err(_) => return Err(Absent(record_window(shared, &epoch, munro, part, range))),
-        };
-        let record = record.inspect_err(|error| {
-            tracing::warn!(%error, "its frames are not used");
-        });
-        Ok(slot.insert(record.ok().map(Arc::new)).clone())
+        if matches!(slot, Record::Unread) {
+            let Ok(bytes) = local(shared, range) else {
+                return Err(Absent(record_window(shared, &epoch, munro, part, range)));
+            };
+            *slot = match MunroFrames::decode(known.entry.munro, part, &bytes) {
+                Ok(frames) => Record::Here(Arc::new(frames)),
+                Err(error) => {
+                    tracing::warn!(%error, "its frames are not used");
+                    Record::Damaged
+                }
+            };
+        }
+        Ok(match slot {
+            Record::Here(frames) => Some(Arc::clone(frames)),
+            Record::Unread | Record::Damaged => None,
+        })
     }
 
     /// Whether the munro is known to have no frames at all.

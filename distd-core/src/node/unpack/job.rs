@@ -201,12 +201,17 @@ async fn unpack_one(
         Ok(Err(error)) => {
             let ByteRange { offset, len } = entry.range;
             counters.refused_frames.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(
-                %error, bin = %entry.bin, offset, len,
-                "a frame is not used; its blocks are fetched another way"
-            );
             if error.is_final() {
+                tracing::warn!(
+                    %error, bin = %entry.bin, offset, len,
+                    "a frame is refused; its blocks are fetched another way"
+                );
                 origin.refuse(&entry);
+            } else {
+                tracing::info!(
+                    %error, bin = %entry.bin, offset, len,
+                    "a frame cannot be used; its blocks are fetched another way"
+                );
             }
             None
         }
