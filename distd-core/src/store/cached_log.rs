@@ -84,8 +84,12 @@ pub struct Drops {
 impl State {
     /// Reads blocks that wait to be written, if all of them do.
     fn read_arriving(&self, blocks: BlockRange, out: &mut [u8]) -> bool {
-        let arriving = |range: &BlockRange| range.intersection(blocks) == blocks;
-        self.arriving.iter().any(arriving) && self.recent.read(blocks, out)
+        // What was fetched at once may arrive in parts.
+        let mut left = vec![blocks];
+        for arriving in &self.arriving {
+            left = left.into_iter().flat_map(|part| part.without(*arriving)).collect();
+        }
+        left.is_empty() && self.recent.read(blocks, out)
     }
 }
 

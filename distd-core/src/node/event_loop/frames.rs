@@ -187,8 +187,9 @@ impl EventLoop {
         joined.barren.note(barren);
         let HandedOver { deadline, purpose, read, bulk, .. } = *job;
         let wanted = Wanted { way: Way::Plain(class), deadline, purpose, read, bulk };
-        let log = &joined.shared.log;
-        let missing = plain.into_iter().flat_map(|blocks| log.missing(blocks)).collect();
+        let (log, keeper) = (&joined.shared.log, &self.helpers.keeper);
+        let missing = plain.into_iter().flat_map(|blocks| log.missing(blocks));
+        let missing = missing.flat_map(|blocks| keeper.not_waiting(key, blocks)).collect();
         self.fetch_plain(now, key, missing, class, &wanted);
         if ended {
             self.unpacking.forget(id);

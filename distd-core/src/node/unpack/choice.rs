@@ -288,18 +288,7 @@ pub(super) fn common(ranges: &[BlockRange], range: BlockRange) -> Vec<BlockRange
 
 /// `ranges` without `range`.
 pub(super) fn subtract(ranges: &[BlockRange], range: BlockRange) -> Vec<BlockRange> {
-    let mut left = Vec::with_capacity(ranges.len());
-    for part in ranges {
-        let cut = part.intersection(range);
-        if cut.is_empty() {
-            left.push(*part);
-            continue;
-        }
-        let ends = [(part.start, cut.start), (cut.end(), part.end())];
-        let parts = ends.map(|(from, to)| BlockRange::new(from, to.0 - from.0));
-        left.extend(parts.into_iter().filter(|part| !part.is_empty()));
-    }
-    left
+    ranges.iter().flat_map(|part| part.without(range)).collect()
 }
 
 /// Sorted ranges with neighbours and overlaps joined.
