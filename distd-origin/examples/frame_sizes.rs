@@ -127,10 +127,8 @@ fn main() {
                         encode_full(context, bin, part, full_level).map_or(part.len(), |f| f.len())
                     })
                     .sum();
-                let blocks = bin.blocks().expect("blocks");
-                let candidates =
-                    older.candidates(blocks, run).unwrap_or_else(|never| match never {});
-                let delta = delta::encode(seeds, context, bin, run, &candidates, level);
+                let delta = delta::encode(seeds, context, bin, run, &older, level)
+                    .unwrap_or_else(|never| match never {});
                 let Some(delta) = delta else { return [full, full, 0, 0, 0, 1] };
                 let base: usize = delta.bases.iter().map(|b| b.byte_len() as usize).sum();
                 let mut bytes = Vec::new();

@@ -10,7 +10,7 @@ const WINDOW_BYTES: usize = 32;
 /// Anchors at most, 16 bytes of memory each.
 const ANCHORS_MAX: usize = 8 << 20;
 /// One place in so many is sampled, at least, as a power of two.
-const SAMPLE_BITS_MIN: u32 = 7;
+const SAMPLE_BITS_MIN: u32 = 8;
 
 /// The anchors of older content, in numbered regions.
 pub struct Anchors {

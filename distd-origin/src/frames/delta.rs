@@ -10,12 +10,18 @@ use distd_core::unit::{Bin, BlockIndex, BlockRange};
 use zstd::zstd_safe::CCtx;
 
 use super::matching::{Copy, Seeds, equal_bytes, find_copies};
+use super::older::{Older, OlderBlocks};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// A base extent must give so many bytes, or its copies are not worth the blocks that they need.
 const EXTENT_BYTES_MIN: usize = 64;
 /// Blocks between two used ones that are taken along rather than begin another extent.
 const GAP_BLOCKS_MAX: u64 = 1;
+
+/// More than one byte in so many that hints do not explain has anchors asked. Measured on two kernel
+/// packages (update, CPU seconds): always 20.2 MB, 16 s; 64: 20.0 MB, 11 s; 16: 19.9 MB, 10 s; on
+/// two of a Node.js application: 9.91, 9.92, 10.12 MB.
+const LITERALS_PART_MAX: usize = 32;
 
 /// Blocks that may serve as a base, and their bytes.
 #[derive(Debug, Default)]
@@ -37,17 +43,38 @@ pub struct Delta {
     pub base_bytes: Vec<u8>,
 }
 
-/// Encodes `new` as the content of `bin` against the candidates; `None` if they have nothing to
-/// give.
-pub fn encode(
+/// Encodes `new` as the content of `bin` against what `older` has to offer; `None` if that has
+/// nothing to give. What hints name is tried first: where it explains nearly everything, nothing else
+/// is read.
+pub fn encode<B: OlderBlocks>(
     seeds: &mut Seeds,
     compressor: &mut CCtx<'_>,
     bin: Bin,
     new: &[u8],
+    older: &Older<'_, B>,
+    level: i32,
+) -> Result<Option<Delta>, B::Error> {
+    // A frame's bin is never below a granule.
+    let Some(run) = bin.blocks() else { return Ok(None) };
+    let mut candidates = older.hinted(run)?;
+    let mut copies = find_copies(seeds, &candidates.bytes, new);
+    let copied: usize = copies.iter().map(|copy| copy.len).sum();
+    if (new.len() - copied) * LITERALS_PART_MAX > new.len() {
+        candidates = older.candidates(run, new)?;
+        copies = find_copies(seeds, &candidates.bytes, new);
+    }
+    Ok(encode_copies(compressor, bin, new, &candidates, copies, level))
+}
+
+/// Encodes `new` as copies from the candidates, and the rest.
+fn encode_copies(
+    compressor: &mut CCtx<'_>,
+    bin: Bin,
+    new: &[u8],
     candidates: &Candidates,
+    copies: Vec<Copy>,
     level: i32,
 ) -> Option<Delta> {
-    let copies = find_copies(seeds, &candidates.bytes, new);
     let (copies, used) = choose_base(copies, &candidates.blocks, new, &candidates.bytes);
     if used.is_empty() {
         return None;
@@ -195,7 +222,8 @@ mod tests {
 
     /// Encodes and decodes again; the frame's length.
     fn round(bin: Bin, new: &[u8], candidates: &Candidates) -> Option<usize> {
-        let delta = encode(&mut Seeds::default(), &mut CCtx::create(), bin, new, candidates, 3)?;
+        let copies = find_copies(&mut Seeds::default(), &candidates.bytes, new);
+        let delta = encode_copies(&mut CCtx::create(), bin, new, candidates, copies, 3)?;
         let block = |block: BlockIndex| {
             let at = candidates.blocks.iter().position(|known| *known == block).expect("offered");
             &candidates.bytes[at * BLOCK..(at + 1) * BLOCK]

@@ -112,17 +112,9 @@ impl<B: OlderBlocks> Maker<'_, B> {
         }
         let Some(older) = &self.older else { return Ok(made) };
         for (bin, part) in bins(DELTA_FRAME_LAYER) {
-            let blocks = bin.blocks().unwrap_or(munro.blocks());
-            let candidates = older.candidates(blocks, part)?;
             let level = (self.level + DELTA_LEVEL_ABOVE).min(LEVEL_MAX);
-            let delta = delta::encode(
-                &mut tools.seeds,
-                &mut tools.compressor,
-                bin,
-                part,
-                &candidates,
-                level,
-            );
+            let delta =
+                delta::encode(&mut tools.seeds, &mut tools.compressor, bin, part, older, level)?;
             let Some(delta) = delta else { continue };
             let alone = made.alone(bin, used - (bin.byte_offset() - munro.byte_offset()));
             if delta.frame.len() <= alone * KEPT_SIXTEENTHS / 16

@@ -100,13 +100,23 @@ impl<'a, B: OlderBlocks> Older<'a, B> {
         Ok(Self { blocks, ranges, anchors, hints })
     }
 
-    /// What to try for the blocks of a new run.
-    pub fn candidates(&self, run: BlockRange, bytes: &[u8]) -> Result<Candidates, B::Error> {
+    /// What hints name for the blocks of a new run.
+    pub fn hinted(&self, run: BlockRange) -> Result<Candidates, B::Error> {
+        self.read(self.hints_for(run))
+    }
+
+    fn hints_for(&self, run: BlockRange) -> BTreeSet<BlockIndex> {
         let mut chosen: BTreeSet<BlockIndex> = BTreeSet::new();
         let from = self.hints.partition_point(|hint| hint.new.end() <= run.start);
         for hint in self.hints[from..].iter().take_while(|hint| hint.new.start < run.end()) {
             chosen.extend(hint.older.iter().take(HINTED_BLOCKS_MAX - chosen.len()));
         }
+        chosen
+    }
+
+    /// What to try for the blocks of a new run: what hints name, and what shares anchors with it.
+    pub fn candidates(&self, run: BlockRange, bytes: &[u8]) -> Result<Candidates, B::Error> {
+        let mut chosen = self.hints_for(run);
         let max = CANDIDATES_MAX.max(chosen.len() + FOUND_BLOCKS_MIN);
         for region in self.shared_regions(bytes) {
             let Some(blocks) = self.region_blocks(region) else { continue };
@@ -115,6 +125,10 @@ impl<'a, B: OlderBlocks> Older<'a, B> {
             }
             chosen.extend(blocks.iter());
         }
+        self.read(chosen)
+    }
+
+    fn read(&self, chosen: BTreeSet<BlockIndex>) -> Result<Candidates, B::Error> {
         let blocks: Vec<BlockIndex> = chosen.into_iter().collect();
         let extents: Vec<BlockRange> = blocks
             .chunk_by(|a, b| a.0 + 1 == b.0)
@@ -124,7 +138,7 @@ impl<'a, B: OlderBlocks> Older<'a, B> {
     }
 
     /// The bytes of blocks, one range after the other.
-    pub fn read_all(&self, ranges: &[BlockRange]) -> Result<Vec<u8>, B::Error> {
+    fn read_all(&self, ranges: &[BlockRange]) -> Result<Vec<u8>, B::Error> {
         let len: u64 = ranges.iter().map(|range| range.byte_len()).sum();
         let mut bytes = vec![0; len as usize];
         let mut rest = bytes.as_mut_slice();
