@@ -230,6 +230,47 @@ fn what_is_served_is_verified_again_when_it_is_doubted_or_was_pruned() {
 }
 
 #[test]
+fn what_is_gone_is_told_and_the_rest_keeps_its_proofs() {
+    let (temp, log) = created();
+    let mut model = Vec::new();
+    let appender = OriginLog::append(temp.path()).expect("locked");
+    publish(appender, &[700], &mut model).expect("published");
+    assert!(log.reload().expect("readable"));
+    // Two granules, and a whole munro.
+    let gone = [blocks(4, 8), blocks(256, 256)];
+    OriginLog::mark_gone(temp.path(), &gone).expect("marked");
+    assert_eq!(log.gone(blocks(0, 700)).expect("readable"), gone);
+    assert_eq!(log.verify(|_, _| {}).expect("readable"), []);
+    // Again, as after a kill.
+    for again in [false, true] {
+        let freed = OriginLog::free_gone(temp.path(), |_, _| {}).expect("freed");
+        assert_eq!(freed > 0, !again);
+        assert_eq!(log.verify(|_, _| {}).expect("readable"), []);
+        let fresh = OriginLog::open(temp.path()).expect("opened");
+        for block in (0..700).map(BlockIndex) {
+            let range = blocks(block.0, 1);
+            let is_gone = gone.iter().any(|gone| gone.contains(block));
+            for bin in [block.bin(), block.granule().bin()] {
+                assert_eq!(fresh.read_run(bin).expect("readable").is_none(), is_gone, "{block}");
+            }
+            let mut bytes = [0; 4096];
+            match fresh.read_blocks(range, &mut bytes) {
+                Err(ReadError::Gone { blocks }) => assert!(is_gone && blocks == range),
+                other => {
+                    other.expect("readable");
+                    assert!(!is_gone && bytes[..] == model[block.0 as usize * 4096..][..4096]);
+                }
+            }
+        }
+    }
+    let file = OpenOptions::new().write(true).open(temp.path().join("00000000.segment"));
+    let wrong = content_offset(BlockIndex(13));
+    file.and_then(|file| file.write_all_at(&[0; 100], wrong)).expect("written");
+    let damage = Damage::Content { blocks: blocks(13, 1) };
+    assert_eq!(log.verify(|_, _| {}).expect("readable"), [damage]);
+}
+
+#[test]
 fn a_damaged_commit_is_refused_and_an_older_one_noticed() {
     let (temp, log) = created();
     let path = temp.path().join("commit.state");
