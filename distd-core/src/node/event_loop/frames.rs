@@ -18,8 +18,8 @@ use super::EventLoop;
 /// Frames that somebody waits for and that have not come by then, or in half of the time that there is: the
 /// plain blocks are fetched, too.
 const QUICK_PATIENCE: Duration = Duration::from_secs(5);
-/// The same for background work.
-const PATIENCE: Duration = Duration::from_secs(110);
+/// The same for background work: who brings a release gives up after 90 s without a block.
+const PATIENCE: Duration = Duration::from_secs(45);
 /// Munros of one log that are remembered to have no frames; beyond, all are forgotten.
 const BARREN_MAX: usize = 1 << 16;
 
