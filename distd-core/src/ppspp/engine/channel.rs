@@ -151,6 +151,11 @@ impl Channel {
         self.traffic.sent_bytes += bytes;
     }
 
+    /// Whether it is time to acknowledge something.
+    pub(super) fn acks_due(&self, now: Instant) -> bool {
+        self.acks.due_at(self.source.outstanding).is_some_and(|at| at <= now)
+    }
+
     /// Counts what came in.
     pub(super) fn on_heard(&mut self, now: Instant, bytes: usize) {
         self.traffic.heard_at = now;

@@ -87,7 +87,7 @@ impl Engine {
             result = receive.on_data(chunk, timestamp_us, payload);
             rest = after;
         }
-        if result.is_err() || channel.acks.is_due() || swarm.dirty {
+        if result.is_err() || channel.acks_due(now) || swarm.dirty {
             self.after(now, key, index, result);
         }
         rest
@@ -228,7 +228,9 @@ impl Engine {
             return self.close(now, index, reason);
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
-        if channel.acks.is_due() || !channel.source.asks.is_empty() || channel.serve.choke.is_some()
+        if channel.acks_due(now)
+            || !channel.source.asks.is_empty()
+            || channel.serve.choke.is_some()
         {
             self.mark_control(index);
         }
@@ -327,7 +329,7 @@ impl Engine {
         swarm.counters.rerequested_runs += overdue.again;
         if overdue.late {
             // Its window may be full of what it does not know to have arrived.
-            channel.acks.repeat();
+            channel.acks.repeat(now);
         }
         let hedges = channel.source.hedges(now);
         swarm.dirty |= !hedges.is_empty();
@@ -385,6 +387,7 @@ impl Engine {
             Some(channel.keep_alive_at()),
             channel.dead_at(),
             channel.source.deadline(&channel.rtt),
+            channel.acks.due_at(channel.source.outstanding),
             channel.serve.choked_until(heard),
             channel.serve.sent.oldest().map(|at| at + life),
             channel.serve.paced_until,

@@ -135,7 +135,10 @@ fn deal_background(
     budget: &mut u64,
     asked: &mut Vec<ChannelIndex>,
 ) {
-    let members = swarm.members.clone();
+    let wants = |index: &ChannelIndex| {
+        channels.get(*index).is_some_and(|channel| channel.source.wants_more(&channel.rtt))
+    };
+    let members: Vec<ChannelIndex> = swarm.members.iter().copied().filter(wants).collect();
     if members.is_empty() {
         return;
     }

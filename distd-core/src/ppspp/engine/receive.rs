@@ -104,7 +104,7 @@ impl Receive<'_> {
             Arrival::Kept => {}
             Arrival::Duplicate => {
                 counters.duplicate_bytes += payload.len() as u64;
-                channel.acks.came_again(chunk);
+                channel.acks.came_again(self.now, chunk);
             }
             Arrival::Stray => {
                 // Neither hashed nor stored (DATA.2, RFC 7574 12.6.3).
@@ -181,7 +181,7 @@ impl Receive<'_> {
         let chunks = bin.chunks();
         self.channel.source.remove(chunks.start.0);
         // RFC 7574 3.4: an ACK for what was verified.
-        self.channel.acks.push(chunks, delay_us);
+        self.channel.acks.push(self.now, chunks, delay_us);
         self.swarm.counters.verified_bytes += bin.byte_len();
         self.swarm.dirty = true;
         let (swarm, from) = (self.swarm.key, self.channel.address);

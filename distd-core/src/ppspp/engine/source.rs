@@ -30,6 +30,8 @@ const CHUNK: usize = CHUNK_BYTES as usize;
 const REORDER_DELAY_MIN: Duration = Duration::from_millis(2);
 /// How long a run that a reader began to wait for may take before a second source is sought.
 const HEDGE_UPGRADED: Duration = Duration::from_millis(50);
+/// Background bytes that are asked for together, where the window allows.
+const ASK_BYTES: u64 = 256 << 10;
 /// How long a request may wait for a busy peer's processor and disk, and the answer for ours.
 const WORKING: Duration = Duration::from_millis(10);
 /// Flights of which the holes are asked for again when a lane is overdue.
@@ -140,6 +142,13 @@ impl Source {
         }
         let extra = if class == Class::Waited { WAITED_BYTES_EXTRA } else { 0 };
         (self.window(rtt) + extra).saturating_sub(self.outstanding)
+    }
+
+    /// Whether enough is there to ask for in the background: a request for each run that arrives
+    /// would cost both sides more than the run.
+    pub(super) fn wants_more(&self, rtt: &Rtt) -> bool {
+        let least = (self.window(rtt) / 8).min(ASK_BYTES);
+        self.room(Class::Background, rtt) >= least.max(CHUNK_BYTES << GRANULE_LAYER)
     }
 
     /// Twice what the peer delivers in a round trip and while either side works off a batch: enough
