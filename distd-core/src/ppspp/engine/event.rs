@@ -130,7 +130,7 @@ pub struct DiskRequest {
     pub id: DiskId,
     /// Whose log.
     pub swarm: SwarmKey,
-    /// An aligned run of blocks, 64 KiB at most.
+    /// An aligned run of blocks, 256 KiB at most.
     pub bin: Bin,
 }
 

@@ -98,8 +98,8 @@ pub const REQUESTED_BYTES_MAX: u64 = 64 << 20;
 pub const CHOKE: Duration = Duration::from_millis(200);
 /// MISS messages waiting for one peer; beyond, the request is met with silence.
 pub const MISSES_MAX: usize = 256;
-/// Layer of the largest bin that is read from disk at once: 64 KiB.
-pub const READ_LAYER_MAX: u32 = 6;
+/// Layer of the largest bin that is read from disk at once: 256 KiB.
+pub const READ_LAYER_MAX: u32 = 8;
 /// Bytes read or being read for one peer and not yet sent.
 pub const READ_BYTES_PER_CHANNEL_MAX: u64 = 1 << 20;
 /// Bytes read or being read for all peers and not yet sent.
@@ -111,8 +111,8 @@ pub const SENT_RUNS_MAX: usize = 4096;
 
 /// Bytes of a datagram with one DATA: channel, type, range, timestamp, chunk.
 pub const DATA_DATAGRAM_BYTES: usize = 4 + 1 + 16 + 8 + CHUNK_BYTES as usize;
-/// Datagrams in one batch (UDP_SEGMENT takes 64).
-pub const BATCH_SEGMENTS: usize = 60;
+/// Datagrams in one batch: three granules (UDP_SEGMENT takes 64, of 64 KiB together).
+pub const BATCH_SEGMENTS: usize = 48;
 /// Events that wait for [`super::Engine::poll_event`] before received datagrams are dropped.
 pub const EVENTS_MAX: usize = 65_536;
 

@@ -1,6 +1,6 @@
 //! Serving one peer: what it asked for, what is being read for it, what goes out next.
 //!
-//! Requests stay ranges. What is cut off their front is read from disk in bins of 64 KiB at most,
+//! Requests stay ranges. What is cut off their front is read from disk in bins of 256 KiB at most,
 //! a bounded number of bytes ahead, and goes out in the order in which it was asked for; a waited
 //! range goes before every background one.
 
@@ -29,6 +29,8 @@ const READ_AHEAD_MIN: u64 = 64 << 10;
 /// What waited runs may exceed the read-ahead by, in bytes.
 const WAITED_AHEAD: u64 = 256 << 10;
 
+/// Bytes under way above which background data waits for a whole batch.
+const HOLD_BYTES: u64 = 256 << 10;
 /// What pacing saves up before sending goes on.
 const PACED_BYTES: u64 = 16 * congestion::SEGMENT_BYTES;
 
@@ -109,6 +111,17 @@ struct Read {
 impl Read {
     fn bytes(&self) -> u64 {
         self.chunks.count() * CHUNK_BYTES
+    }
+
+    /// What is proved apart: all of it if all was asked for, else each granule that was, or the run
+    /// itself if it is smaller than one.
+    fn pieces(&self) -> impl Iterator<Item = Bin> + use<> {
+        let layer = match self.chunks == self.bin.chunks() {
+            true => self.bin.layer(),
+            false => self.bin.layer().min(GRANULE_LAYER),
+        };
+        let (first, last) = (self.chunks.start.0 >> layer, (self.chunks.end.0 - 1) >> layer);
+        (first..=last).map(move |offset| Bin::new(layer, offset))
     }
 
     /// What is read of the granules that `chunks` touch and no datagram was sent of.
@@ -405,6 +418,19 @@ impl Serve {
         }
     }
 
+    /// Whether background data waits for more, so that it goes out in whole batches: each costs both
+    /// sides the same, however little it holds. Only while so much is under way that an
+    /// acknowledgement will come and let it go.
+    pub(super) fn holds_back(&self, urgency: Urgency) -> bool {
+        let in_flight = self.sent.in_flight();
+        if urgency != Urgency::Background || in_flight < HOLD_BYTES {
+            return false;
+        }
+        let batch = (BATCH_SEGMENTS * DATA_DATAGRAM_BYTES) as u64;
+        let window_left = self.controller.window_bytes(false).saturating_sub(in_flight);
+        window_left < batch || self.lanes[urgency.index()].will_have_more()
+    }
+
     /// Builds the next batch of this urgency, within `allowed` bytes.
     pub(super) fn fill(
         &mut self,
@@ -417,22 +443,27 @@ impl Serve {
         let mut batch = Batch::default();
         let mut proofs = Writer::new(remote);
         let lane = &mut self.lanes[urgency.index()];
-        let segments = BATCH_SEGMENTS.min((allowed / DATA_DATAGRAM_BYTES as u64) as usize);
-        let mut left = segments;
+        let mut left = lane.whole_pieces((allowed / DATA_DATAGRAM_BYTES as u64) as usize);
         while left > 0 && self.sent.len() < SENT_RUNS_MAX {
             let Some(read) = lane.reads.front_mut() else { break };
             let ReadState::Ready(run) = &read.state else { break };
             let granule = Bin::new(0, read.next).ancestor(GRANULE_LAYER);
             let piece = if read.bin.layer() > GRANULE_LAYER { granule } else { read.bin };
             let Some(chunks) = piece.chunks().intersection(read.chunks) else { break };
+            if read.next == read.chunks.start.0 {
+                // The hashes of all that was read go ahead of it together: a datagram of their own
+                // for each batch would be every second one.
+                for piece in read.pieces() {
+                    let proof = self.known.prove(run, piece);
+                    if proof.munro {
+                        proofs.munro(run.munro());
+                    }
+                    for (bin, hash) in &proof.uncles {
+                        proofs.push(&Message::Integrity { chunks: bin.chunks(), hash: &hash.0 });
+                    }
+                }
+            }
             if read.next == chunks.start.0 {
-                let proof = self.known.prove(run, piece);
-                if proof.munro {
-                    proofs.munro(run.munro());
-                }
-                for (bin, hash) in &proof.uncles {
-                    proofs.push(&Message::Integrity { chunks: bin.chunks(), hash: &hash.0 });
-                }
                 self.sent.push(now, chunks, read.again);
             }
             if batch.data.capacity() == 0 {
@@ -487,6 +518,28 @@ impl Lane {
         }
     }
 
+    /// How many of `allowed` datagrams to send at once: to the end of a piece, if that is among them.
+    fn whole_pieces(&self, allowed: usize) -> usize {
+        let (granule, begun) = (1 << GRANULE_LAYER, self.begun() as usize);
+        let most = allowed.min(BATCH_SEGMENTS);
+        if most < begun + granule { most } else { begun + (most - begun) / granule * granule }
+    }
+
+    /// Whether less than a batch is read, and more is being read or will be.
+    fn will_have_more(&self) -> bool {
+        let mut ready = 0;
+        for read in &self.reads {
+            if !matches!(read.state, ReadState::Ready(_)) {
+                return true;
+            }
+            ready += (read.chunks.end.0 - read.next) as usize;
+            if ready >= BATCH_SEGMENTS {
+                return false;
+            }
+        }
+        !self.queued.is_empty()
+    }
+
     /// Chunks that are left of the piece in front, if some of it was sent.
     fn begun(&self) -> u64 {
         let Some(read) = self.reads.front() else { return 0 };
@@ -521,11 +574,14 @@ impl Lane {
             };
             let end = end.min(held_until << BLOCK_LAYER);
             let fits = |layer: u32| start.is_multiple_of(1 << layer) && start + (1 << layer) <= end;
+            // Short of room it reads less at once, but no crumbs: it waits for the room of a least read.
+            let bytes = |layer: u32| CHUNK_BYTES << layer;
             let layer = (BLOCK_LAYER..=READ_LAYER_MAX)
                 .rev()
+                .filter(|layer| bytes(*layer) <= room.max(READ_AHEAD_MIN))
                 .find(|layer| fits(*layer))
                 .unwrap_or(BLOCK_LAYER);
-            if CHUNK_BYTES << layer > room {
+            if bytes(layer) > room {
                 return None;
             }
             let bin = Bin::new(layer, start >> layer);

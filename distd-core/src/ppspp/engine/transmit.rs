@@ -144,6 +144,9 @@ impl Engine {
         let timestamp_us = self.clock_us(now);
         let Some(channel) = self.channels.get_mut(index) else { return };
         let Some(urgency) = channel.serve.ready() else { return };
+        if channel.serve.holds_back(urgency) {
+            return;
+        }
         let allowed = channel.serve.allowance(now, urgency);
         self.touch(index);
         if allowed < DATA_DATAGRAM_BYTES as u64 {
