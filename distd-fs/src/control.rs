@@ -21,7 +21,7 @@ use crate::options::MountOptions;
 use crate::target::Target;
 
 /// Version of the protocol: both sides must be of the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Name of the socket in the cache's directory.
 pub const SOCKET_NAME: &str = "control.sock";
 

@@ -316,7 +316,9 @@ impl Target {
         Err(TargetError::NoRelease {
             track: self.track.clone(),
             release: release.to_owned(),
-            existing: names(of_track().map(|item| item.version.as_str())),
+            existing: names(
+                of_track().filter(|item| !item.is_pruned()).map(|item| item.version.as_str()),
+            ),
         })
     }
 }

@@ -41,7 +41,7 @@ use plan::{EpochPlan, Plan, Record};
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(3600);
 /// How often is looked whether it has ended.
 const POLL: Duration = Duration::from_millis(100);
-/// Bytes of log that are kept plain at once.
+/// Blocks of the log that are kept plain at once: 16 MiB.
 const PLAIN_BLOCKS_MAX: u64 = 4096;
 
 /// What stays.
@@ -157,7 +157,7 @@ pub fn prune(
     } else {
         drop(appender);
     }
-    OriginLog::mark_gone(&repo.log_dir(), &plan.gone)?;
+    OriginLog::mark_gone(&repo.log_dir(), &plan.gone).map_err(PruneError::Free)?;
     drop(lock);
     let freed = |done, total| progress(PruneStep::Free(done, total));
     report.freed_bytes = OriginLog::free_gone(&repo.log_dir(), freed).map_err(PruneError::Free)?;

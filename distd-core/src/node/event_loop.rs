@@ -178,14 +178,13 @@ impl EventLoop {
             // What has arrived is kept before anybody asks: else it would be fetched a second time.
             self.work_off();
             let mut stop = false;
-            for _ in 0..COMMANDS_PER_TURN {
+            for left in (0..COMMANDS_PER_TURN).rev() {
                 let Some(command) = next.take() else { break };
                 stop |= matches!(command, Command::Stop);
                 self.on_command(command);
-                next = self.commands.try_recv().ok();
-            }
-            if let Some(command) = next {
-                self.on_command(command);
+                if left > 0 {
+                    next = self.commands.try_recv().ok();
+                }
             }
             self.settle();
             if stop {

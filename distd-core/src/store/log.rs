@@ -31,7 +31,7 @@ use super::{DiskError, OpenError, StateError, state_file};
 const MUNROS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// How long a verified run is served without being verified again: what lies in memory does not rot,
 /// and a disk rots slowly.
-const DOUBT_AFTER: Duration = Duration::from_secs(600);
+const DOUBT_AFTER: Duration = Duration::from_secs(60);
 /// Name of the state file that commits.
 const COMMIT_NAME: &str = "commit";
 
@@ -224,14 +224,20 @@ impl OriginLog {
             Err(error) if !matches!(error, ReadError::Beyond { .. }) => error,
             other => return other,
         };
+        // Whoever asks for what went must not cost everybody the index.
+        let named = |error| match self.gone(blocks).as_deref() {
+            Ok([first, ..]) => ReadError::Gone { blocks: *first },
+            _ => error,
+        };
+        let error = match named(error) {
+            gone @ ReadError::Gone { .. } => return Err(gone),
+            error => error,
+        };
         if self.reload().is_err() {
             return Err(error);
         }
         self.framed.forget();
-        read().map_err(|error| match self.gone(blocks).as_deref() {
-            Ok([first, ..]) => ReadError::Gone { blocks: *first },
-            _ => error,
-        })
+        read().map_err(named)
     }
 
     fn read_run_once<R>(

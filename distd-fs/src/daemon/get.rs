@@ -85,7 +85,11 @@ pub(super) fn get(
     let sizes = tree.sizes(release)?;
     let survey = Survey::take(&root, &sizes, &temporary, progress)
         .map_err(|(path, errno)| GetError::System { doing: "look into", path, errno })?;
+    // What was not looked into to the end says nothing of what may go.
+    let wanted = || if progress.is_stopped() { Err(GetError::Stopped) } else { Ok(()) };
+    wanted()?;
     let plan = tree.plan(release, &survey)?;
+    wanted()?;
     mkdirat(&root, &temporary[..], Mode::RWXU).map_err(failed("write into"))?;
     let temp = root.directory(&temporary).map_err(failed("write into"))?;
     let place = (temp, temporary.clone());

@@ -14,7 +14,7 @@ use crate::control::Answer;
 use crate::exit::{Complaint, Exit};
 
 /// How long a job goes on without being asked about.
-const LEASE: Duration = Duration::from_secs(10);
+const LEASE: Duration = Duration::from_secs(3);
 /// How long whoever asks about a job waits for its end before he is told how it stands.
 const ANSWER_AFTER: Duration = Duration::from_millis(100);
 /// Jobs at one time; a further one is refused.

@@ -70,8 +70,7 @@ struct Planning<'a> {
 }
 
 impl Plan {
-    /// Plans what becomes of everything below `head`, of which `live` stays. `sealing`: a new head
-    /// will name another list of releases and of epochs.
+    /// Plans what becomes of everything below `head`, of which `live` stays.
     pub(super) fn new(
         log: &OriginLog,
         head: &Head,

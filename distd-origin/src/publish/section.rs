@@ -89,12 +89,14 @@ where
     }
     let index = write_index(&mut area, &records)?;
     update_bytes += records.iter().map(|record| record.update.len() as u64 + 120).sum::<u64>();
-    if munros > 0 && epochs.items.len() < EPOCHS_MAX {
+    let listed = munros > 0 && epochs.items.len() < EPOCHS_MAX;
+    if listed {
         epochs.items.push(EpochItem { munro: first, munros, index, time: epoch.time.0 });
     }
     let list = area.push(&epochs.encode())?;
     let end = area.finish()?;
-    for (munro, bins) in kept {
+    // What no list names as frames stays plain: else nobody would find it again.
+    for (munro, bins) in kept.into_iter().filter(|_| listed) {
         target.keep_as_frames(munro, bins);
     }
     let section =

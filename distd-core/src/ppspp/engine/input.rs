@@ -228,9 +228,7 @@ impl Engine {
             return self.close(now, index, reason);
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
-        if channel.acks_due(now)
-            || !channel.source.asks.is_empty()
-            || channel.serve.choke.is_some()
+        if channel.acks_due(now) || !channel.source.asks.is_empty() || channel.serve.choke.is_some()
         {
             self.mark_control(index);
         }

@@ -127,7 +127,8 @@ impl Reader<'_> {
     fn digest(&mut self, place: &Place, name: &[u8], stat: &Stat) -> Option<Digest> {
         let size = u64::try_from(stat.st_size).ok().filter(|size| self.sizes.contains(size))?;
         let file: File = place.open_beneath(name, OFlags::RDONLY).ok()?.into();
-        let digest = digest_of(file.take(size.saturating_add(1)), &mut self.buffer).ok()?;
+        let whole = file.take(size.saturating_add(1));
+        let digest = digest_of(whole, &mut self.buffer, self.progress).ok()?;
         self.bytes += size;
         self.progress.set(self.bytes);
         Some(digest)
@@ -135,9 +136,12 @@ impl Reader<'_> {
 }
 
 /// Reads to the end and hashes.
-fn digest_of(mut file: impl Read, buffer: &mut [u8]) -> io::Result<Digest> {
+fn digest_of(mut file: impl Read, buffer: &mut [u8], progress: &Progress) -> io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     loop {
+        if progress.is_stopped() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let len = match file.read(buffer) {
             Ok(0) => return Ok(*hasher.finalize().as_bytes()),
             Ok(len) => len,

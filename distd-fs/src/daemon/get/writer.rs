@@ -101,14 +101,13 @@ impl<'a> Writer<'a> {
             return Err(GetError::Depth);
         }
         let node = self.tree.directory(node, path)?;
+        self.still_wanted()?;
         if self.delete {
             self.delete_others(place, &node, path)?;
         }
         let len = path.len();
         for entry in node.entries() {
-            if self.progress.is_stopped() {
-                return Err(GetError::Stopped);
-            }
+            self.still_wanted()?;
             let whole = joined(&path[..len], entry.name.as_bytes());
             path.clone_from(&whole);
             match &entry.kind {
@@ -124,6 +123,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    fn still_wanted(&self) -> Result<(), GetError> {
+        if self.progress.is_stopped() { Err(GetError::Stopped) } else { Ok(()) }
+    }
+
     fn delete_others(
         &mut self,
         place: &Place,
@@ -135,6 +138,7 @@ impl<'a> Writer<'a> {
             if node.position(&name).is_some() || (path.is_empty() && name == self.temporary) {
                 continue;
             }
+            self.still_wanted()?;
             let failed =
                 |errno| GetError::System { doing: "remove", path: joined(path, &name), errno };
             self.report.deleted += place.remove(&name).map_err(failed)?;
