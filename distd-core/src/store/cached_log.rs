@@ -216,7 +216,9 @@ impl CachedLog {
             !content.is_some_and(|content| self.state().read_arriving(*range, content))
         });
         if not_on_disk == [part] {
-            absent.into_iter().for_each(|range| push_joined(missing, range));
+            for range in absent {
+                push_joined(missing, range);
+            }
             return Ok(());
         }
         let Some((nodes, file)) = self.open_munro(munro)? else {

@@ -72,7 +72,7 @@ pub fn lone_data(datagram: &[u8]) -> Option<LoneData<'_>> {
         && channel != ChannelId(0)
         && first == last
         && chunk < CHUNKS_MAX
-        && payload.len() as u64 == CHUNK_BYTES;
+        && usize::try_from(CHUNK_BYTES) == Ok(payload.len());
     let timestamp_us = u64::from_be_bytes(*timestamp);
     lone.then_some(LoneData { channel, chunk, timestamp_us, payload })
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::congestion::{self, Controller};
-use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
+use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER, MUNRO_LAYER};
 use crate::ppspp::codec::{ChannelId, Message, MessageType};
 use crate::tree::StoredRun;
 use crate::unit::{Bin, ChunkRange};
@@ -116,10 +116,8 @@ impl Read {
     /// What is proved apart: all of it if all was asked for, else each granule that was, or the run
     /// itself if it is smaller than one.
     fn pieces(&self) -> impl Iterator<Item = Bin> + use<> {
-        let layer = match self.chunks == self.bin.chunks() {
-            true => self.bin.layer(),
-            false => self.bin.layer().min(GRANULE_LAYER),
-        };
+        let whole = self.chunks == self.bin.chunks();
+        let layer = self.bin.layer().min(if whole { MUNRO_LAYER } else { GRANULE_LAYER });
         let (first, last) = (self.chunks.start.0 >> layer, (self.chunks.end.0 - 1) >> layer);
         (first..=last).map(move |offset| Bin::new(layer, offset))
     }
