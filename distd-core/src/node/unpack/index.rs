@@ -57,9 +57,7 @@ impl Index {
         munro: MunroIndex,
     ) -> Result<Option<EpochItem>, Absent> {
         let block = munro.blocks().start;
-        if self.epochs.covering(block).is_none() {
-            self.renew(shared)?;
-        }
+        self.renew(shared)?;
         Ok(self.epochs.covering(block).copied())
     }
 
@@ -70,7 +68,7 @@ impl Index {
         if head.munros == self.munros {
             return Ok(());
         }
-        self.epochs = match head.epochs {
+        let epochs = match head.epochs {
             ByteRange { len: 0, .. } => EpochList::default(),
             range if range.len > NODE_BYTES_MAX || range.end().is_none() => EpochList::default(),
             range => EpochList::decode(&local(shared, range)?).unwrap_or_else(|error| {
@@ -78,7 +76,17 @@ impl Index {
                 EpochList::default()
             }),
         };
+        let before = std::mem::replace(&mut self.epochs, epochs);
         self.munros = head.munros;
+        // A prune lays an epoch's index down anew and lets the old one go.
+        let item =
+            |list: &EpochList, munro: u64| list.covering(MunroIndex(munro).blocks().start).copied();
+        let munros: Vec<u64> = self.known.iter().map(|(munro, _)| *munro).collect();
+        for munro in munros {
+            if item(&before, munro) != item(&self.epochs, munro) {
+                self.known.pop(&munro);
+            }
+        }
         Ok(())
     }
 

@@ -310,6 +310,12 @@ impl View for Sight<'_> {
         if refused.is_some_and(|until| until.is_none_or(|until| Instant::now() < until)) {
             return None;
         }
+        // Nobody waits longer because of a delta: bases may be long in coming, or gone everywhere.
+        if self.haste == Haste::Quick
+            && frame.bases.iter().any(|base| !self.lacking(*base).is_empty())
+        {
+            return None;
+        }
         let missing = self.origin.shared.log.missing(frame.range.blocks());
         let bytes = missing.iter().map(|blocks| blocks.byte_len()).sum::<u64>();
         // Of much that lies together, the blocks at the ends serve two frames.
