@@ -179,6 +179,33 @@ def killed_at_any_point_and_run_again_it_ends_right(world):
 
 
 @promise(seconds=120)
+def ended_while_it_looks_around_it_deletes_nothing(world):
+    source = world.dir / "source"
+    source.mkdir()
+    sizes = [(4 << 30) + 4096 * number for number in range(4)]
+    for number, size in enumerate(sizes):
+        # A hole: nothing to store, and long to read.
+        with (source / f"hole{number}").open("wb") as file:
+            file.truncate(size)
+    world.published(source)
+    directory = world.dir / "out"
+    (directory / "precious").mkdir(parents=True)
+    (directory / "precious" / "file").write_text("kept")
+    for number, size in enumerate(sizes):
+        with (directory / f"other{number}").open("wb") as file:
+            file.truncate(size)
+    before = sorted(os.listdir(directory))
+    command = hosts.start(NODE, world.distd_fs, "get", world.url(), directory, "--delete", "--cache", world.cache)
+    time.sleep(1.5)
+    command.terminate()
+    command.wait(20)
+    # Its job goes on until nobody has asked for it for 3 s.
+    time.sleep(8)
+    assert [name for name in sorted(os.listdir(directory)) if not name.startswith(".distd-get")] == before
+    assert (directory / "precious" / "file").read_text() == "kept"
+
+
+@promise(seconds=120)
 def a_user_gets_what_a_user_may(world):
     source = tree.odd(world.dir / "source", crowd=20)
     for path in ("unreadable-by-others", "mode-0"):
