@@ -2,6 +2,8 @@
 //! to readers and peers out.
 
 mod frames;
+mod head;
+mod intake;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,30 +19,26 @@ use crate::keys::OriginId;
 use crate::ppspp::engine::{
     Class, Event, FetchError, HashRequest, PeerReport, SwarmCounters, SwarmKey, SwarmOptions,
 };
-use crate::tree::{SignedMunro, VerifiedMunro, VerifiedRun};
+use crate::tree::VerifiedRun;
 use crate::unit::{BlockRange, MunroIndex};
 
-use super::clock::unix_now_s;
 use super::driver::Driver;
-use super::follow::{Follower, HeadRefused, Step, encode_munro};
+use super::follow::Follower;
 use super::hasher::{Hashed, Hasher};
-use super::keeper::{Keep, Keeper, Kept};
+use super::keeper::{Keeper, Kept};
 use super::prefetch::{Piece, Prefetching};
 use super::reading::{Done, Purpose, ReadError, Reading, Waiting, Way, Work};
 use super::swarm::Shared;
 use super::unpack::{Job, JobId};
 use frames::{Barren, Unpacking, Wanted};
+use intake::Arrived;
 
 /// Commands taken in one turn, so that datagrams are never starved.
 const COMMANDS_PER_TURN: usize = 256;
 /// How long after the first peer's arrival its silence on a newer head counts as "there is none".
 const HEARD_AFTER: Duration = Duration::from_millis(150);
-/// How long a head's block may take; the next signed munro starts the walk again.
-const HEAD_DEADLINE: Duration = Duration::from_secs(20);
 /// How long one prefetching fetch may take.
 const PREFETCH_DEADLINE: Duration = Duration::from_secs(120);
-/// A fresh signature of the same head is written to the cache when the kept one is this much older.
-const RESAVE_AFTER_S: u64 = 600;
 
 /// What the handles ask of the loop.
 pub(super) enum Command {
@@ -449,53 +447,6 @@ impl EventLoop {
         }
     }
 
-    /// Gives runs to whoever waits for them, and keeps them.
-    fn keep(&mut self, now: Instant, arrived: Arrived) {
-        let Arrived { swarm: Some(key), runs } = arrived else { return };
-        let Some(joined) = self.swarms.get_mut(&key) else { return };
-        for run in &runs {
-            let counter = match joined.reading.on_run(run) {
-                Purpose::Metadata => &joined.shared.counters.fetched_metadata,
-                Purpose::Data => &joined.shared.counters.fetched_data,
-                Purpose::Frames => &joined.shared.counters.fetched_frames,
-            };
-            counter.fetch_add(run.bytes().len() as u64, Ordering::Relaxed);
-        }
-        let steps: Vec<Step> = runs.iter().map(|run| joined.follower.on_run(run)).collect();
-        let keep = Keep { swarm: key, log: Arc::clone(&joined.shared.log), runs };
-        if let Some(kept) = self.helpers.keeper.keep(keep) {
-            self.on_kept(kept);
-        }
-        for step in steps {
-            self.on_step(now, key, step);
-        }
-    }
-
-    fn on_hashed(&mut self, hashed: Hashed) {
-        let now = Instant::now();
-        for (id, run) in hashed {
-            self.driver.engine.handle_hashed(now, id, run);
-        }
-    }
-
-    fn on_kept(&mut self, kept: Kept) {
-        let Kept { swarm, blocks, runs, result } = kept;
-        let Some(joined) = self.swarms.get_mut(&swarm) else { return };
-        match result {
-            Ok(()) => {
-                self.full_logged = false;
-                self.driver.engine.hold(Instant::now(), swarm, blocks);
-            }
-            Err(error) => {
-                let uncached = &joined.shared.counters.uncached_runs;
-                uncached.fetch_add(runs as u64, Ordering::Relaxed);
-                if !std::mem::replace(&mut self.full_logged, true) {
-                    tracing::warn!(%error, "the cache takes nothing; going on without it");
-                }
-            }
-        }
-    }
-
     fn swarm_of(&mut self, fetch: Work) -> Option<(SwarmKey, &mut Joined)> {
         let owner = self.swarms.iter_mut().find(|(_, joined)| joined.owns(fetch));
         owner.map(|(key, joined)| (*key, joined))
@@ -536,65 +487,6 @@ impl EventLoop {
         self.answer(waiting.done, Err(error));
     }
 
-    fn on_newest(&mut self, now: Instant, key: SwarmKey, munro: VerifiedMunro) {
-        let Some(joined) = self.swarms.get_mut(&key).filter(|joined| !joined.forked) else {
-            return;
-        };
-        let step = joined.follower.offer(munro, unix_now_s());
-        self.on_step(now, key, step);
-    }
-
-    fn on_step(&mut self, now: Instant, key: SwarmKey, step: Step) {
-        let Some(joined) = self.swarms.get_mut(&key) else { return };
-        match step {
-            Step::Rest => {}
-            Step::Trusted => joined.trust(),
-            Step::Refused(refused) => joined.refuse(&refused),
-            Step::Fetch(block) => {
-                match joined.shared.log.read_run(block.bin()) {
-                    Ok(Some(run)) => {
-                        let step = joined.follower.on_run(&run);
-                        return self.on_step(now, key, step);
-                    }
-                    Ok(None) => {}
-                    Err(error) => tracing::warn!(%error, "the cache cannot be read"),
-                }
-                let blocks = BlockRange::new(block, 1);
-                let deadline = now + HEAD_DEADLINE;
-                let fetch = self.driver.engine.fetch(now, key, blocks, Class::Waited, deadline);
-                let fetch = Work::Fetch(fetch);
-                joined.head_fetch = Some(fetch);
-                joined.reading.fetch_started(fetch, blocks, Purpose::Metadata, None);
-            }
-        }
-    }
-
-    fn on_fork(
-        &mut self,
-        key: SwarmKey,
-        known: &SignedMunro,
-        claimed: &SignedMunro,
-        from: SocketAddr,
-    ) {
-        let Some(joined) = self.swarms.get_mut(&key) else { return };
-        let munro = known.munro;
-        tracing::error!(
-            origin = %joined.shared.origin, %munro, %from,
-            "FORK: the origin's key signed two contents for one munro; no new head is accepted, the \
-             evidence is kept in the cache; ask the origin's administrator"
-        );
-        joined.forked = true;
-        let mut evidence = encode_munro(known);
-        evidence.extend(encode_munro(claimed));
-        if let Err(error) = joined.shared.log.save("fork", &evidence) {
-            tracing::error!(%error, "the evidence of the fork cannot be kept");
-        }
-        joined.shared.update_news(|news| {
-            news.heard = true;
-            news.problem = Some(format!("fork at munro {munro}: two contents signed"));
-        });
-    }
-
     fn feed_prefetch(&mut self, now: Instant, key: SwarmKey) {
         let deadline = now + PREFETCH_DEADLINE;
         while let Some(joined) = self.swarms.get_mut(&key)
@@ -622,22 +514,6 @@ enum Woken {
     Kept(Kept),
 }
 
-/// Verified runs of one munro, one behind the other, that go to the disk together.
-#[derive(Default)]
-struct Arrived {
-    swarm: Option<SwarmKey>,
-    runs: Vec<VerifiedRun>,
-}
-
-impl Arrived {
-    fn takes(&self, swarm: SwarmKey, run: &VerifiedRun) -> bool {
-        let Some(last) = self.runs.last() else { return true };
-        self.swarm == Some(swarm)
-            && last.munro().munro() == run.munro().munro()
-            && last.bin().chunks().end == run.bin().chunks().start
-    }
-}
-
 impl Joined {
     fn owns(&self, fetch: Work) -> bool {
         self.reading.is_fetching(fetch)
@@ -647,32 +523,5 @@ impl Joined {
     fn forget_own(&mut self, fetch: Work) {
         self.prefetching.fetch_ended(fetch);
         self.head_fetch.take_if(|head| *head == fetch);
-    }
-
-    fn trust(&mut self) {
-        let Some(trusted) = self.follower.trusted().cloned() else { return };
-        // Every new head is kept; a fresh signature of the same one only from time to time.
-        let position = trusted.munro.munro();
-        let signed_s = trusted.munro.time().unix_seconds();
-        let due =
-            self.saved.is_none_or(|(munro, s)| munro != position || s + RESAVE_AFTER_S <= signed_s);
-        if due {
-            self.saved = Some((position, signed_s));
-            self.shared.save_head(&trusted);
-        }
-        self.shared.update_news(|news| {
-            news.trusted = Some(trusted);
-            news.heard = true;
-            news.problem = None;
-        });
-    }
-
-    fn refuse(&mut self, refused: &HeadRefused) {
-        let problem = refused.to_string();
-        tracing::warn!(origin = %self.shared.origin, %problem, "an offered head is refused");
-        self.shared.update_news(|news| {
-            news.heard = true;
-            news.problem = Some(problem);
-        });
     }
 }
