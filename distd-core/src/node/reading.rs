@@ -91,7 +91,7 @@ struct Peers<'a>(&'a [SocketAddr]);
 impl std::fmt::Display for Peers<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("none, no peer is connected");
+            return f.write_str("none, for nobody who is connected offers them");
         }
         for (i, peer) in self.0.iter().enumerate() {
             write!(f, "{}{peer}", if i == 0 { "" } else { ", " })?;

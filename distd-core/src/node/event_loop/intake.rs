@@ -65,7 +65,14 @@ impl EventLoop {
         match result {
             Ok(()) => {
                 self.full_logged = false;
-                self.driver.engine.hold(Instant::now(), swarm, blocks);
+                // A small cache may have evicted it meanwhile, and said so.
+                let mut held = vec![blocks];
+                for gone in joined.shared.log.missing(blocks) {
+                    held = held.into_iter().flat_map(|part| part.without(gone)).collect();
+                }
+                for part in held {
+                    self.driver.engine.hold(Instant::now(), swarm, part);
+                }
             }
             Err(error) => {
                 let uncached = &joined.shared.counters.uncached_runs;
