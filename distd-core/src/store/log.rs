@@ -190,7 +190,7 @@ impl OriginLog {
         self.read_run_as(bin, MunroNodes::verify)
     }
 
-    /// A run for a peer, who verifies it: what this process has verified within [`DOUBT_AFTER`] is not
+    /// A run for a peer, who verifies it: what this process has verified within a minute is not
     /// hashed once more, which is a third of what serving costs. `None` as of [`Self::read_run`].
     pub fn stored_run(&self, bin: Bin) -> Result<Option<StoredRun>, ReadError> {
         let era = (self.doubts.load(Ordering::Relaxed), DOUBT_AFTER);
