@@ -108,7 +108,7 @@ def every_waiting_caller_dies_when_killed(world):
             process.send_signal(number)
         for name, process in started.items():
             try:
-                process.wait(2)
+                process.wait(4)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise AssertionError(f"{name} outlives {number.name} in state {hosts.state(process.pid)}") from None
