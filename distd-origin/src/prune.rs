@@ -13,7 +13,7 @@
 //!
 //! A kill between any two steps leaves whole releases; the next prune does what was left undone.
 
-mod live;
+pub(crate) mod live;
 mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,15 +3,17 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use distd_core::limits::BLOCK_BYTES;
+use distd_core::head::Section;
+use distd_core::limits::{BLOCK_BYTES, MUNRO_BYTES};
 use distd_core::manifest::{Content, EntryKind, File};
 use distd_core::store::{Damage, OriginLog, ReadError};
-use distd_core::unit::{BlockIndex, BlockRange, ByteRange, HumanBytes};
+use distd_core::unit::{BlockIndex, BlockRange, ByteRange, HumanBytes, MunroIndex};
 use serde::Serialize;
 
 use crate::history::{
     History, HistoryError, Met, join, read_extents, read_head, read_release, walk,
 };
+use crate::prune::live::Live;
 use crate::scan::TreePath;
 
 /// Times that releases are checked again because a prune went on beside it.
@@ -39,6 +41,9 @@ pub struct VerifyReport {
     pub releases: u64,
     /// Releases that were pruned.
     pub pruned: u64,
+    /// Runs of blocks that no release needs and nobody can read any more: a prune that was cut short
+    /// left them.
+    pub left_over: u64,
     /// What is wrong; empty for a sound repository.
     pub faults: Vec<Fault>,
     /// Files that cannot be served whole, as `TRACK@VERSION:PATH`.
@@ -77,6 +82,9 @@ impl VerifyReport {
         if self.more_damaged_files > 0 {
             let _ = writeln!(text, "and {} more damaged files", self.more_damaged_files);
         }
+        if self.left_over > 0 {
+            let _ = writeln!(text, "a prune was cut short: run it again to give back what it left");
+        }
         let Self { munros, heads, releases, pruned, .. } = self;
         let mut checked = format!("{munros} munros, {heads} heads, {releases} releases");
         if *pruned > 0 {
@@ -98,7 +106,13 @@ pub fn verify(log: &OriginLog, progress: impl FnMut(u64, u64)) -> Result<VerifyR
     let Some(commit) = log.committed() else { return Ok(report) };
     report.munros = commit.munros;
     let mut damaged = Vec::new();
-    for damage in log.verify(progress)? {
+    let mut damages = log.verify(progress)?;
+    let found = damages.len();
+    if let Some(needed) = needed_if_pruned(log, &damages) {
+        damages.retain(|damage| needed(damage));
+    }
+    report.left_over = (found - damages.len()) as u64;
+    for damage in damages {
         let (place, what, blocks) = describe(&damage);
         damaged.extend(blocks);
         report.fault(place, what);
@@ -115,6 +129,42 @@ pub fn verify(log: &OriginLog, progress: impl FnMut(u64, u64)) -> Result<VerifyR
         }
     }
     Ok(report)
+}
+
+/// What tells whether damage is to content that a release needs, or to what is no content of files. In the
+/// midst of a prune the frames of content that goes are no longer listed, and the content is not yet
+/// marked as gone: nobody needs it, so nothing is wrong. `None` where nothing was pruned.
+fn needed_if_pruned(
+    log: &OriginLog,
+    damages: &[Damage],
+) -> Option<impl Fn(&Damage) -> bool + use<>> {
+    let content = |damage: &Damage| matches!(damage, Damage::Content { .. });
+    damages.iter().find(|damage| content(damage))?;
+    // What cannot be read is told by the checks of heads and releases.
+    let history = History::read(log).ok()?;
+    let (gone, kept): (Vec<_>, Vec<_>) =
+        history.catalog.items.iter().partition(|item| item.is_pruned());
+    if gone.is_empty() {
+        return None;
+    }
+    let live = Live::of_releases(log, &kept, Vec::new(), |_| {}).ok()?;
+    let mut sections = Vec::new();
+    let mut munros = history.head.as_ref().map(|placed| placed.head.munros);
+    while let Some(at) = munros {
+        let head = read_head(log, at).ok()?.head;
+        let Section { munro, bytes } = head.sections.plain;
+        // With the padding, which frames hold too.
+        let bytes = bytes.next_multiple_of(MUNRO_BYTES);
+        sections.push(BlockRange::covering(MunroIndex(munro).byte_offset(), bytes));
+        munros = head.previous.map(|previous| previous.munros);
+    }
+    Some(move |damage: &Damage| match damage {
+        Damage::Content { blocks } => {
+            let plain = sections.iter().any(|section| section.intersection(*blocks) == *blocks);
+            !plain || live.meets(*blocks)
+        }
+        _ => true,
+    })
 }
 
 /// Checks the releases and the tracks, as the newest head lists them.

@@ -10,11 +10,11 @@ use crate::history::{HistoryError, Met, merge, read_extents, read_release, walk}
 
 /// Blocks that stay, sorted and apart.
 #[derive(Debug, Default)]
-pub(super) struct Live(Vec<BlockRange>);
+pub(crate) struct Live(Vec<BlockRange>);
 
 impl Live {
     /// All blocks that releases need, with `more`. `progress` is told releases done.
-    pub(super) fn of_releases(
+    pub(crate) fn of_releases(
         log: &OriginLog,
         items: &[&CatalogItem],
         more: Vec<BlockRange>,
@@ -61,7 +61,7 @@ impl Live {
     }
 
     /// Whether a block of `range` stays.
-    pub(super) fn meets(&self, range: BlockRange) -> bool {
+    pub(crate) fn meets(&self, range: BlockRange) -> bool {
         let from = self.0.partition_point(|live| live.end() <= range.start);
         self.0.get(from).is_some_and(|live| !live.intersection(range).is_empty())
     }
