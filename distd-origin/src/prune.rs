@@ -97,7 +97,7 @@ pub struct PruneReport {
     pub announced: Option<bool>,
 }
 
-/// Why nothing was pruned.
+/// Why nothing, or not everything, was pruned.
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
     /// No such track, or the log.

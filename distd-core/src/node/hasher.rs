@@ -1,5 +1,5 @@
-//! Hashing, on a thread of its own where there are processors for it: a third of what receiving a run costs, beside the thread that talks to
-//! the network.
+//! Hashing, on a thread of its own where there are processors for it: a third of what receiving a run
+//! costs, beside the thread that talks to the network.
 
 use std::io;
 use std::num::NonZeroUsize;
