@@ -73,6 +73,8 @@ pub const FRAME_BASE_EXTENTS_MAX: usize = 64;
 pub const FRAME_CONTROL_BYTES_MAX: usize = 64 << 10;
 /// One munro's record in a frame index, in bytes.
 pub const FRAME_RECORD_BYTES_MAX: u64 = 64 << 10;
+/// Runs of blocks that files outside of the cache may be lent as, about 48 bytes each: more are not used.
+pub const SEED_RUNS_MAX: usize = 1 << 20;
 /// Epochs in the list that a head refers to.
 pub const EPOCHS_MAX: usize = 1 << 16;
 

@@ -13,7 +13,9 @@ use distd_core::head::{Head, Previous, Section, Sections};
 use distd_core::keys::{NtpTime, OriginKey};
 use distd_core::limits::{BLOCK_BYTES, DELTA_FRAME_LAYER, MUNRO_BYTES};
 use distd_core::manifest::PeerAddress;
-use distd_core::node::{Node, NodeOptions, OriginServer, Purpose, ReadError, ServeOptions, Swarm};
+use distd_core::node::{
+    Node, NodeOptions, OriginServer, Purpose, ReadError, SeedFiles, Seeds, ServeOptions, Swarm,
+};
 use distd_core::store::{AppendError, Appender, OriginLog, Sealing};
 use distd_core::tree::{BlockHash, MunroTree, VerifiedMunro, prove_consistency};
 use distd_core::unit::{Bin, BlockIndex, BlockRange, ByteRange, MunroIndex};
@@ -270,7 +272,8 @@ fn write_frames(
     let record = place(&record.encode());
     let none = ByteRange { offset: 0, len: 0 };
     let table = place(&IndexEntry::new(signed, record, none).encode());
-    let item = EpochItem { munro: munro.0, munros: 1, index: table.offset, time: time.0 };
+    let item =
+        EpochItem { munro: munro.0, munros: 1, index: table.offset, time: time.0, hashes: None };
     let list = place(&EpochList { items: vec![item] }.encode());
     section.resize(section.len().next_multiple_of(BLOCK_BYTES as usize), 0);
     appender.write(&section).expect("written");
@@ -365,4 +368,50 @@ fn frames_of_a_hostile_origin_are_refused_and_their_blocks_fetched_plain() {
     let plain = status.fetched_data_bytes - before.fetched_data_bytes;
     assert_eq!(plain, 3 * 64 * BLOCK_BYTES, "what was refused, and nothing else");
     node.stop();
+}
+
+/// One file in memory.
+struct InMemory(Vec<u8>);
+
+impl SeedFiles for InMemory {
+    fn read(&self, _file: u32, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        out.copy_from_slice(&self.0[offset as usize..][..out.len()]);
+        Ok(())
+    }
+}
+
+#[test]
+fn an_update_is_made_of_files_outside_of_the_cache_and_wrong_ones_do_no_harm() {
+    let dir = tempfile::tempdir().expect("temp");
+    let log = dir.path().join("log");
+    let (old_blocks, new_blocks, new) = publish_update(&log, |_, honest, _| honest);
+    let origin = Origin::serve(&log, loopback());
+    for wrong in [false, true] {
+        let (node, swarm) = join(&dir.path().join(format!("cache-{wrong}")), &origin);
+        swarm.wait_head(Duration::from_secs(10)).trusted.expect("a head");
+        let mut old = content(256, 1);
+        if wrong {
+            old[70 * BLOCK_BYTES as usize + 5] ^= 1;
+        }
+        let seeds = Arc::new(Seeds::new(Arc::new(InMemory(old))));
+        seeds.add(old_blocks, 0, 0);
+        let lent = swarm.lend(&seeds);
+        swarm.fetch_bulk(vec![new_blocks]);
+        until_held(&swarm, new_blocks);
+        let mut out = vec![0; new.len()];
+        assert!(swarm.read_now(new_blocks, &mut out).expect("readable") && out == new);
+        let status = node.status().expect("runs").swarms[0].clone();
+        let second = BlockRange::new(BlockIndex(old_blocks.start.0 + 64), 64);
+        if wrong {
+            assert_eq!((status.delta_frames, status.refused_frames), (3, 1));
+            assert_eq!(seeds.lacking(old_blocks), [second], "what was wrong is forgotten");
+            assert_eq!(status.fetched_data_bytes, 64 * BLOCK_BYTES, "and fetched another way");
+        } else {
+            assert_eq!((status.delta_frames, status.refused_frames), (4, 0));
+            assert_eq!(status.fetched_data_bytes, 0);
+            assert_eq!(swarm.held_blocks(old_blocks), 0, "what is lent is not kept");
+        }
+        drop(lent);
+        node.stop();
+    }
 }

@@ -21,14 +21,14 @@ NEAR_ZERO = 0.005
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--ways", default="rsync,casync,zsync,zchunk,zstd,prefetch,get")
+    parser.add_argument("--ways", default="rsync,casync,zsync,zchunk,zstd,prefetch,get,seed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--scratch", type=pathlib.Path, required=True)
     parser.add_argument("trees", type=pathlib.Path, nargs="+")
     options = parser.parse_args()
     if len(options.trees) % 2:
         parser.error("trees come in pairs: V1 V2 [V1 V2]...")
-    known = {way.word: way for way in (Rsync, Casync, Zsync, Zchunk, Patch, Prefetch, Get)}
+    known = {way.word: way for way in (Rsync, Casync, Zsync, Zchunk, Patch, Prefetch, Get, Seed)}
     ways = [known.get(word) or parser.error(f"no way {word}: one of {', '.join(known)}") for word in options.ways.split(",")]
     bench.link()
     for host in (ORIGIN, NODE):
@@ -295,6 +295,15 @@ class Get(Distd):
 
     def check(self):
         self.same_tree(self.out)
+
+
+class Seed(Get):
+    """The first release as plain files, and a cache that never held anything."""
+
+    word, name = "seed", "distd get, seed"
+
+    def hold(self):
+        call("cp", "-a", self.trees.old, self.out)
 
 
 if __name__ == "__main__":

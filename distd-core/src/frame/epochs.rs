@@ -4,10 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::keys::NtpTime;
 use crate::limits::{EPOCHS_MAX, LOG_MUNROS_MAX, MUNRO_BYTES};
-use crate::unit::{BlockIndex, ByteRange, MunroIndex};
+use crate::unit::{BlockIndex, BlockRange, ByteRange, MunroIndex};
 
 use super::IndexError;
 use super::index::ENTRY_BYTES;
+
+/// Bytes of a block in an epoch's list of block hashes: the first ones of its `blake3::hash`, wherever it
+/// lies. Zeros for a block of zeros.
+pub const BLOCK_HASH_BYTES: u64 = 8;
 
 /// One epoch with frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +24,9 @@ pub struct EpochItem {
     pub index: u64,
     /// When its munros were signed (the signatures in the index are of this time).
     pub time: u64,
+    /// First byte of the hashes of its section P's blocks, in the log; [`BLOCK_HASH_BYTES`] for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashes: Option<u64>,
 }
 
 impl EpochItem {
@@ -34,6 +41,16 @@ impl EpochItem {
         ByteRange { offset: self.index, len: self.munros * ENTRY_BYTES }
     }
 
+    /// The bytes of the hashes of those of `blocks` that lie in the epoch.
+    pub fn hashes_range(&self, blocks: BlockRange) -> Option<(BlockRange, ByteRange)> {
+        let first = MunroIndex(self.munro).blocks().start;
+        let own = BlockRange::new(first, self.munros * MunroIndex(0).blocks().count);
+        let part = own.intersection(blocks);
+        let offset = self.hashes? + part.start.0.saturating_sub(first.0) * BLOCK_HASH_BYTES;
+        let range = ByteRange { offset, len: part.count * BLOCK_HASH_BYTES };
+        (!part.is_empty()).then_some((part, range))
+    }
+
     /// The signatures' time.
     pub const fn signed_at(&self) -> NtpTime {
         NtpTime(self.time)
@@ -44,6 +61,10 @@ impl EpochItem {
         // Frames lie behind what they are frames of.
         end.is_some_and(|end| self.munros > 0 && self.index >= end * MUNRO_BYTES)
             && self.index <= (LOG_MUNROS_MAX - self.munros) * MUNRO_BYTES
+            && self.hashes.is_none_or(|hashes| {
+                hashes >= (self.munro + self.munros) * MUNRO_BYTES
+                    && hashes <= (LOG_MUNROS_MAX - self.munros) * MUNRO_BYTES
+            })
     }
 }
 
@@ -90,7 +111,7 @@ mod tests {
     use super::*;
 
     fn item(munro: u64, munros: u64) -> EpochItem {
-        EpochItem { munro, munros, index: (munro + munros) * MUNRO_BYTES, time: 7 }
+        EpochItem { munro, munros, index: (munro + munros) * MUNRO_BYTES, time: 7, hashes: None }
     }
 
     #[test]
@@ -109,14 +130,32 @@ mod tests {
     }
 
     #[test]
+    fn a_list_finds_the_hashes_of_blocks() {
+        let hashes = Some(9 * MUNRO_BYTES);
+        let list = EpochList { items: vec![item(0, 3), EpochItem { hashes, ..item(5, 2) }] };
+        assert_eq!(EpochList::decode(&list.encode()), Ok(list.clone()));
+        let blocks = |start, count| BlockRange::new(BlockIndex(start), count);
+        assert_eq!(list.items[0].hashes_range(blocks(0, 5)), None);
+        let range = |offset, len| ByteRange { offset: 9 * MUNRO_BYTES + offset, len };
+        let of = |start, count| list.items[1].hashes_range(blocks(start, count));
+        assert_eq!(of(0, 5 * 256), None);
+        assert_eq!(of(5 * 256 + 3, 2), Some((blocks(5 * 256 + 3, 2), range(24, 16))));
+        assert_eq!(of(7 * 256 - 1, 9), Some((blocks(7 * 256 - 1, 1), range(511 * 8, 8))));
+        assert_eq!(of(0, 1 << 30), Some((blocks(5 * 256, 512), range(0, 4096))));
+    }
+
+    #[test]
     fn epochs_out_of_order_or_place_are_refused() {
         let mut early = item(5, 1);
         early.index -= 1;
-        let far = EpochItem { munro: u64::MAX, munros: 2, index: 0, time: 0 };
+        let far = EpochItem { munro: u64::MAX, munros: 2, index: 0, time: 0, hashes: None };
+        let mut within = item(5, 1);
+        within.hashes = Some(6 * MUNRO_BYTES - 1);
         for items in [
             vec![item(5, 1), item(0, 3)],
             vec![item(0, 6), item(5, 1)],
             vec![early],
+            vec![within],
             vec![far],
             vec![item(3, 0)],
         ] {

@@ -33,6 +33,6 @@ mod layout;
 mod promises;
 
 pub use decode::{FrameDecoder, FrameError, FrameFault, add_carrying};
-pub use epochs::{EpochItem, EpochList};
+pub use epochs::{BLOCK_HASH_BYTES, EpochItem, EpochList};
 pub use index::{FrameEntry, IndexEntry, IndexError, MunroFrames, Part};
 pub use layout::{DeltaStreams, encode_delta, encode_full};

@@ -18,6 +18,7 @@ use super::clock::unix_now_s;
 use super::event_loop::Command;
 use super::follow::TrustedHead;
 use super::reading::{Done, Purpose, ReadError, Way};
+use super::seeds::{LentSeeds, Seeds};
 
 /// Reads that may wait at one time in one node; a further one is refused.
 const READS_MAX: usize = 16_384;
@@ -80,6 +81,8 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     /// Reads submitted and not yet answered, of the whole node.
     pub(super) waiting: Arc<AtomicUsize>,
+    /// Blocks that lie elsewhere, unverified.
+    pub(super) lent: LentSeeds,
     news: Mutex<HeadNews>,
     changed: Condvar,
     head: watch::Sender<Option<Arc<TrustedHead>>>,
@@ -89,7 +92,8 @@ impl Shared {
     pub(super) fn new(origin: OriginId, log: Arc<CachedLog>, waiting: Arc<AtomicUsize>) -> Self {
         let (counters, changed) = (Counters::default(), Condvar::new());
         let (news, head) = (Mutex::default(), watch::Sender::default());
-        Self { origin, log, counters, waiting, news, changed, head }
+        let lent = LentSeeds::default();
+        Self { origin, log, counters, waiting, lent, news, changed, head }
     }
 
     fn news(&self) -> MutexGuard<'_, HeadNews> {
@@ -324,6 +328,12 @@ impl Swarm {
         }
     }
 
+    /// Has updates made of what lies in files outside of the cache, until the answer is dropped.
+    pub fn lend(&self, seeds: &Arc<Seeds>) -> Lent {
+        self.shared.lent.take(Arc::clone(seeds));
+        Lent { shared: Arc::clone(&self.shared), seeds: Arc::clone(seeds) }
+    }
+
     /// How many of the blocks are here.
     pub fn held_blocks(&self, blocks: BlockRange) -> u64 {
         self.shared.log.held_blocks(blocks)
@@ -332,6 +342,18 @@ impl Swarm {
     /// The log in the cache: pins, eviction, state files.
     pub fn cached(&self) -> &Arc<CachedLog> {
         &self.shared.log
+    }
+}
+
+/// Seeds that are lent to a swarm, until dropped.
+pub struct Lent {
+    shared: Arc<Shared>,
+    seeds: Arc<Seeds>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.shared.lent.give_back(&self.seeds);
     }
 }
 

@@ -125,6 +125,8 @@ impl Planning<'_> {
         } else {
             self.kept.push(item.table_range().blocks());
         }
+        let own = BlockRange::new(MunroIndex(item.munro).blocks().start, item.munros * 256);
+        self.kept.extend(item.hashes_range(own).map(|(_, hashes)| hashes.blocks()));
         self.plan.epochs.push(EpochPlan { item: *item, anew: changed.then_some(munros) });
         Ok(())
     }

@@ -3,18 +3,21 @@
 //! ```text
 //! for every 32 munros of P    what an update fetches: deltas, full frames where there is no delta
 //!                             the other full frames
-//! then                        update records | full records | table | list of epochs
+//! then                        update records | full records | table | list of epochs | block hashes
 //! ```
 //!
-//! So an update reads long runs of F, a newcomer too, and what is in memory is bounded.
+//! So an update reads long runs of F, a newcomer too, and what is in memory is bounded. The block hashes, which
+//! only a `get` reads, begin at a block of their own: nobody else gets a part of them.
 
-use distd_core::frame::{EpochItem, FrameEntry, IndexEntry, MunroFrames};
+use distd_core::frame::{
+    BLOCK_HASH_BYTES, EpochItem, EpochList, FrameEntry, IndexEntry, MunroFrames,
+};
 use distd_core::head::Section;
 use distd_core::keys::{NtpTime, OriginKey};
 use distd_core::limits::{
     BLOCK_BYTES, DELTA_FRAME_LAYER, EPOCHS_MAX, FULL_FRAME_LAYER, MUNRO_BYTES,
 };
-use distd_core::tree::VerifiedMunro;
+use distd_core::tree::{BlockHash, VerifiedMunro};
 use distd_core::unit::{Bin, BlockRange, ByteRange, MunroIndex};
 use rayon::prelude::*;
 
@@ -66,22 +69,24 @@ where
     let mut epochs = target.log().epochs()?.as_ref().clone();
     let mut area = ByteArea::new(target);
     let mut records = Vec::new();
-    let mut kept = Vec::new();
+    let (mut kept, mut hashes) = (Vec::new(), Vec::new());
     let mut update_bytes = 0;
     for from in (0..munros).step_by(BATCH_MUNROS as usize) {
         let count = BATCH_MUNROS.min(munros - from);
         let blocks = BlockRange::new(MunroIndex(first + from).blocks().start, count * 256);
         let plain = area.target().read_back(blocks)?;
-        let made: Vec<Made> = plain
+        let (made, hashed): (Vec<Made>, Vec<Vec<u8>>) = plain
             .par_chunks_exact(MUNRO_BYTES as usize)
             .enumerate()
             .map_init(Tools::default, |tools, (i, content)| {
                 let at = from + i as u64;
                 let used = (epoch.plain.bytes - at * MUNRO_BYTES).min(MUNRO_BYTES);
-                maker.make(tools, MunroIndex(first + at), content, used)
+                let made = maker.make(tools, MunroIndex(first + at), content, used)?;
+                Ok::<_, B::Error>((made, block_hashes(content)))
             })
             .collect::<Result<_, _>>()?;
         drop(plain);
+        hashes.extend(hashed.into_iter().flatten());
         update_bytes += made.iter().map(|made| update_cost(made, epoch.plain)).sum::<u64>();
         let batch = write_frames(&mut area, made, epoch, &mut kept)?;
         records.extend(batch);
@@ -91,9 +96,10 @@ where
     update_bytes += records.iter().map(|record| record.update.len() as u64 + 120).sum::<u64>();
     let listed = munros > 0 && epochs.items.len() < EPOCHS_MAX;
     if listed {
-        epochs.items.push(EpochItem { munro: first, munros, index, time: epoch.time.0 });
+        let item = EpochItem { munro: first, munros, index, time: epoch.time.0, hashes: None };
+        epochs.items.push(item);
     }
-    let list = area.push(&epochs.encode())?;
+    let list = write_list(&mut area, &mut epochs, if listed { &hashes } else { &[] })?;
     let end = area.finish()?;
     // What no list names as frames stays plain: else nobody would find it again.
     for (munro, bins) in kept.into_iter().filter(|_| listed) {
@@ -158,6 +164,36 @@ fn write_frames(
         });
     }
     Ok(records)
+}
+
+/// Writes the list of epochs and, from the next block on, the hashes of the last one's blocks.
+fn write_list(
+    area: &mut ByteArea<'_>,
+    epochs: &mut EpochList,
+    hashes: &[u8],
+) -> Result<ByteRange, PublishError> {
+    let Some(at) = epochs.items.len().checked_sub(1).filter(|_| !hashes.is_empty()) else {
+        return area.push(&epochs.encode());
+    };
+    // However the place is encoded, the list is no longer than with the longest one.
+    epochs.items[at].hashes = Some(u64::MAX);
+    let begin = (area.at() + epochs.encode().len() as u64).next_multiple_of(BLOCK_BYTES);
+    epochs.items[at].hashes = Some(begin);
+    let list = area.push(&epochs.encode())?;
+    area.push(&vec![0; (begin - area.at()) as usize])?;
+    area.push(hashes)?;
+    Ok(list)
+}
+
+/// What a list of block hashes has of some blocks.
+fn block_hashes(content: &[u8]) -> Vec<u8> {
+    let blocks = content.chunks_exact(BLOCK_BYTES as usize);
+    let hashes = blocks.flat_map(|block| {
+        let BlockHash(hash) = BlockHash::of(block);
+        let is_zero = block.iter().all(|byte| *byte == 0);
+        hash.into_iter().take(BLOCK_HASH_BYTES as usize).map(move |b| if is_zero { 0 } else { b })
+    });
+    hashes.collect()
 }
 
 /// Writes the records and the table; where the table begins.

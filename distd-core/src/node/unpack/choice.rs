@@ -26,6 +26,10 @@ const WEIGHED_MAX: u32 = 4096;
 pub trait View {
     /// The parts of `blocks` that are neither here nor on their way.
     fn lacking(&mut self, blocks: BlockRange) -> Vec<BlockRange>;
+    /// The same of blocks that a frame is to be made with: such may lie elsewhere, too.
+    fn lacking_base(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.lacking(blocks)
+    }
     /// A munro's frames of one kind, if it has such and they are known.
     fn frames(&mut self, munro: MunroIndex, part: Part) -> Option<Arc<MunroFrames>>;
     /// Bytes to be moved for a frame; `None` if it is not to be used.
@@ -234,7 +238,7 @@ impl<V: View> Chooser<'_, V> {
             bytes = bytes * byte_len(within) / brings.max(byte_len(within)).max(1);
         }
         let mut lacking: Vec<BlockRange> =
-            frame.bases.iter().flat_map(|base| self.view.lacking(*base)).collect();
+            frame.bases.iter().flat_map(|base| self.view.lacking_base(*base)).collect();
         lacking.sort_unstable_by_key(|blocks| blocks.start);
         let lacking = self.untaken(joined(&lacking));
         let mut way = Choice { bytes, ..Choice::default() };

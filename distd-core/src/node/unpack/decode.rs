@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use crate::frame::{FrameDecoder, FrameError};
-use crate::store::{CachedLog, PutError, ReadError};
+use crate::limits::BLOCK_BYTES;
+use crate::node::swarm::Shared;
+use crate::store::{PutError, ReadError};
 use crate::tree::{MunroTree, VerifiedRun, VerifyError};
 use crate::unit::BlockRange;
 
@@ -12,11 +14,19 @@ use super::choice::Chosen;
 /// Why a frame gave nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
-    /// A base is not in the cache (any more).
+    /// A base is not in the cache (any more), nor lent.
     #[error("its base, blocks {}..{}, is not in the cache", base.start, base.end())]
     NoBase {
         /// What is missing.
         base: BlockRange,
+    },
+    /// What was lent as its base is not what the log has there.
+    #[error("what a file outside of the cache has as its base, blocks {}..{}, is wrong: {source}", base.start, base.end())]
+    Lent {
+        /// The first of what was lent.
+        base: BlockRange,
+        /// How that was found out.
+        source: Box<Refused>,
     },
     /// The cache's disk.
     #[error("its base cannot be read: {0}")]
@@ -47,21 +57,16 @@ pub(super) struct Decoded {
 }
 
 /// Decodes a frame, checks the result against what the origin signed, and keeps it.
-pub(super) fn decode(log: &CachedLog, chosen: &Chosen, frame: &[u8]) -> Result<Decoded, Refused> {
-    let entry = &chosen.entry;
-    let mut bases = vec![0; entry.base_bytes() as usize];
-    let mut rest = bases.as_mut_slice();
-    for base in &entry.bases {
-        let (part, after) = rest.split_at_mut(base.byte_len() as usize);
-        rest = after;
-        if let Some(missing) = log.read_blocks(*base, part)?.first() {
-            return Err(Refused::NoBase { base: *missing });
+pub(super) fn decode(shared: &Shared, chosen: &Chosen, frame: &[u8]) -> Result<Decoded, Refused> {
+    let (bases, lent) = read_bases(shared, chosen)?;
+    let run = match make(chosen, frame, &bases) {
+        Err(source) if !lent.is_empty() => {
+            lent.iter().for_each(|base| shared.lent.forget(*base));
+            return Err(Refused::Lent { base: lent[0], source: Box::new(source) });
         }
-    }
-    let bytes = FrameDecoder::new().decode(entry, frame, &bases)?;
-    let record = &chosen.record;
-    let run = record.verify(&mut MunroTree::new(*record.munro()), entry.bin, Bytes::from(bytes))?;
-    let kept = match log.put(&run) {
+        made => made?,
+    };
+    let kept = match shared.log.put(&run) {
         Ok(()) => true,
         Err(error @ PutError::Fork { .. }) => return Err(Refused::Fork(error)),
         Err(error) => {
@@ -70,4 +75,31 @@ pub(super) fn decode(log: &CachedLog, chosen: &Chosen, frame: &[u8]) -> Result<D
         }
     };
     Ok(Decoded { run, kept })
+}
+
+/// The bases of a frame, one after the other, and what of them is lent.
+fn read_bases(shared: &Shared, chosen: &Chosen) -> Result<(Vec<u8>, Vec<BlockRange>), Refused> {
+    let (entry, mut lent) = (&chosen.entry, Vec::new());
+    let mut bases = vec![0; entry.base_bytes() as usize];
+    let mut rest = bases.as_mut_slice();
+    for base in &entry.bases {
+        let (part, after) = rest.split_at_mut(base.byte_len() as usize);
+        rest = after;
+        for missing in shared.log.read_blocks(*base, part)? {
+            let from = ((missing.start.0 - base.start.0) * BLOCK_BYTES) as usize;
+            let part = &mut part[from..from + missing.byte_len() as usize];
+            if let Some(base) = shared.lent.read(missing, part).first() {
+                return Err(Refused::NoBase { base: *base });
+            }
+            lent.push(missing);
+        }
+    }
+    Ok((bases, lent))
+}
+
+/// What a frame decodes to, verified.
+fn make(chosen: &Chosen, frame: &[u8], bases: &[u8]) -> Result<VerifiedRun, Refused> {
+    let Chosen { record, entry, .. } = chosen;
+    let bytes = FrameDecoder::new().decode(entry, frame, bases)?;
+    Ok(record.verify(&mut MunroTree::new(*record.munro()), entry.bin, Bytes::from(bytes))?)
 }

@@ -181,8 +181,8 @@ async fn unpack_one(
     origin.claimed_done(&chosen.entry.bases, waited).await;
     let decoders = if waited { &origin.pool.quick } else { &origin.pool.background };
     let turn = decoders.acquire().await.ok()?;
-    let (log, of_frame) = (Arc::clone(log), chosen.clone());
-    let decoded = tokio::task::spawn_blocking(move || decode(&log, &of_frame, &frame)).await;
+    let (shared, of_frame) = (Arc::clone(&origin.shared), chosen.clone());
+    let decoded = tokio::task::spawn_blocking(move || decode(&shared, &of_frame, &frame)).await;
     drop(turn);
     let counters = &origin.shared.counters;
     let Chosen { entry, part, .. } = chosen;

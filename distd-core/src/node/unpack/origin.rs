@@ -275,7 +275,9 @@ impl<'a> Sight<'a> {
         let Ok(Some(epoch)) = epoch else { return true };
         *self.older.entry(epoch.munro).or_insert_with(|| {
             let before = MunroIndex(epoch.munro).blocks().start.0;
-            self.origin.shared.log.held_blocks(BlockRange::new(BlockIndex(0), before)) > 0
+            let shared = &self.origin.shared;
+            shared.log.held_blocks(BlockRange::new(BlockIndex(0), before)) > 0
+                || shared.lent.begin_before(BlockIndex(before))
         })
     }
 }
@@ -289,6 +291,11 @@ impl View for Sight<'_> {
             }
         }
         lacking
+    }
+
+    fn lacking_base(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
+        let lacking = self.lacking(blocks);
+        if lacking.is_empty() { lacking } else { self.origin.shared.lent.lacking(lacking) }
     }
 
     fn frames(&mut self, munro: MunroIndex, part: Part) -> Option<Arc<MunroFrames>> {
@@ -312,7 +319,7 @@ impl View for Sight<'_> {
         }
         // Nobody waits longer because of a delta: bases may be long in coming, or gone everywhere.
         if self.haste == Haste::Quick
-            && frame.bases.iter().any(|base| !self.lacking(*base).is_empty())
+            && frame.bases.iter().any(|base| !self.lacking_base(*base).is_empty())
         {
             return None;
         }

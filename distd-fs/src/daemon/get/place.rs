@@ -109,6 +109,11 @@ impl Place {
         Ok(removed + 1)
     }
 
+    /// Removes an empty directory; whether that could be done.
+    pub(super) fn remove_empty(&self, name: &[u8]) -> bool {
+        unlinkat(&self.0, name, AtFlags::REMOVEDIR).is_ok()
+    }
+
     /// A path that leads to a name in it, whatever became of the directory's own path. For calls that
     /// know no descriptors; they must not follow the last part.
     pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {

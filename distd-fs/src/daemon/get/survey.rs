@@ -8,6 +8,7 @@ use distd_core::limits::TREE_DEPTH_MAX;
 use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::desk::is_on_desk;
 use super::place::{Place, file_type};
 use crate::daemon::jobs::Progress;
 
@@ -16,6 +17,9 @@ const READ_BYTES: usize = 1 << 20;
 
 /// `blake3::hash` of a whole file.
 pub(super) type Digest = [u8; 32];
+
+/// A file's number in a survey.
+pub(super) type FileNumber = u32;
 
 /// What tells that a file has not changed since it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,43 +37,57 @@ impl Stamp {
             stat.st_ctime_nsec as i64,
         )
     }
+
+    fn size(&self) -> u64 {
+        self.2.max(0) as u64
+    }
 }
 
-/// The regular files below a directory that are of a size of interest.
+/// A regular file below the directory.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) path: Vec<u8>,
+    stamp: Stamp,
+    /// If it was read.
+    pub(super) digest: Option<Digest>,
+}
+
+impl Found {
+    pub(super) fn size(&self) -> u64 {
+        self.stamp.size()
+    }
+}
+
+/// The regular files below a directory, by path.
 #[derive(Default)]
 pub(super) struct Survey {
-    by_path: HashMap<Vec<u8>, (Stamp, Digest)>,
-    by_digest: HashMap<Digest, Vec<u8>>,
+    files: Vec<Found>,
+    by_digest: HashMap<Digest, FileNumber>,
 }
 
 impl Survey {
-    /// Reads every file below `root` that is as long as one that is wanted.
-    pub(super) fn take(
-        root: &Place,
-        sizes: &HashSet<u64>,
-        skip: &[u8],
-        progress: &Progress,
-    ) -> Result<Self, (Vec<u8>, Errno)> {
+    /// Looks at every file below `root`, and reads none.
+    pub(super) fn look(root: &Place, progress: &Progress) -> Result<Self, (Vec<u8>, Errno)> {
         let mut survey = Self::default();
-        let mut reader = Reader { buffer: vec![0; READ_BYTES], sizes, progress, bytes: 0 };
-        progress.begin("reading what is there", 0);
-        survey.take_directory(root, &mut Vec::new(), 0, skip, &mut reader)?;
+        survey.look_into(root, &mut Vec::new(), 0, progress)?;
+        survey.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        // What is beyond is not looked at: it is made anew if it is wanted.
+        survey.files.truncate(FileNumber::MAX as usize);
         Ok(survey)
     }
 
-    fn take_directory(
+    fn look_into(
         &mut self,
         place: &Place,
         path: &mut Vec<u8>,
         depth: usize,
-        skip: &[u8],
-        reader: &mut Reader<'_>,
+        progress: &Progress,
     ) -> Result<(), (Vec<u8>, Errno)> {
         let names = place.names().map_err(|error| (path.clone(), error))?;
         let len = path.len();
         for name in names {
-            if (path.is_empty() && name == skip) || reader.progress.is_stopped() {
-                continue;
+            if progress.is_stopped() {
+                return Ok(());
             }
             if !path.is_empty() {
                 path.push(b'/');
@@ -81,14 +99,12 @@ impl Survey {
                     FileType::Directory if depth < TREE_DEPTH_MAX => {
                         // One that cannot be opened has nothing to offer.
                         if let Ok(below) = place.directory(&name) {
-                            self.take_directory(&below, path, depth + 1, skip, reader)?;
+                            self.look_into(&below, path, depth + 1, progress)?;
                         }
                     }
                     FileType::RegularFile => {
-                        if let Some(digest) = reader.digest(place, &name, &stat) {
-                            self.by_digest.entry(digest).or_insert_with(|| path.clone());
-                            self.by_path.insert(path.clone(), (Stamp::of(&stat), digest));
-                        }
+                        let (path, stamp) = (path.clone(), Stamp::of(&stat));
+                        self.files.push(Found { path, stamp, digest: None });
                     }
                     _ => {}
                 }
@@ -98,56 +114,124 @@ impl Survey {
         Ok(())
     }
 
+    /// Leaves out what is in our own directory, but for the seeds that a run before this one put aside.
+    pub(super) fn leave_out(&mut self, temporary: &[u8]) {
+        self.files.retain(|found| !is_on_desk(temporary, &found.path));
+    }
+
+    /// Reads every file that is as long as one that is wanted and was not read before.
+    pub(super) fn read(&mut self, root: &Place, sizes: &HashSet<u64>, progress: &Progress) {
+        let wanted = |found: &Found| found.digest.is_none() && sizes.contains(&found.size());
+        let total = self.files.iter().filter(|found| wanted(found)).map(Found::size).sum();
+        progress.begin("reading what is there", total);
+        let (mut buffer, mut bytes) = (vec![0; READ_BYTES], 0);
+        for (number, found) in (0..).zip(&mut self.files) {
+            if !wanted(found) {
+                continue;
+            }
+            found.digest = digest_of(root, found, &mut buffer, progress);
+            bytes += found.size();
+            progress.set(bytes);
+            if let Some(digest) = found.digest {
+                self.by_digest.entry(digest).or_insert(number);
+            }
+            if progress.is_stopped() {
+                return;
+            }
+        }
+    }
+
     /// What the file at a path holds, if it is still the one that was read.
     pub(super) fn digest(&self, path: &[u8], stat: &Stat) -> Option<Digest> {
-        let (stamp, digest) = self.by_path.get(path)?;
-        (*stamp == Stamp::of(stat)).then_some(*digest)
+        let found = self.at(self.number_of(path)?)?;
+        found.digest.filter(|_| found.stamp == Stamp::of(stat))
     }
 
-    /// The same without a look at the file.
-    pub(super) fn digest_then(&self, path: &[u8]) -> Option<Digest> {
-        self.by_path.get(path).map(|(_, digest)| *digest)
+    /// The file at a path.
+    pub(super) fn number_of(&self, path: &[u8]) -> Option<FileNumber> {
+        let at = self.files.binary_search_by(|found| found.path.as_slice().cmp(path)).ok()?;
+        Some(at as FileNumber)
     }
 
-    /// Where content lies that is wanted elsewhere.
-    pub(super) fn place_of(&self, digest: &Digest) -> Option<&[u8]> {
-        self.by_digest.get(digest).map(Vec::as_slice)
+    /// A file by its number.
+    pub(super) fn at(&self, number: FileNumber) -> Option<&Found> {
+        self.files.get(number as usize)
+    }
+
+    /// A file with this content.
+    pub(super) fn with(&self, digest: &Digest) -> Option<FileNumber> {
+        self.by_digest.get(digest).copied()
+    }
+
+    /// All files.
+    pub(super) fn files(&self) -> impl Iterator<Item = (FileNumber, &Found)> {
+        (0..).zip(&self.files)
+    }
+
+    /// The files below a directory.
+    pub(super) fn below(&self, path: &[u8]) -> &[Found] {
+        if path.is_empty() {
+            return &self.files;
+        }
+        let first = [path, b"/"].concat();
+        // The byte behind the slash.
+        let end = [path, b"0"].concat();
+        let at = |bound: &Vec<u8>| self.files.partition_point(|found| found.path < *bound);
+        &self.files[at(&first)..at(&end)]
     }
 }
 
-struct Reader<'a> {
-    buffer: Vec<u8>,
-    sizes: &'a HashSet<u64>,
-    progress: &'a Progress,
-    bytes: u64,
-}
-
-impl Reader<'_> {
-    /// A file's digest; nothing where it is of no interest, or cannot be read.
-    fn digest(&mut self, place: &Place, name: &[u8], stat: &Stat) -> Option<Digest> {
-        let size = u64::try_from(stat.st_size).ok().filter(|size| self.sizes.contains(size))?;
-        let file: File = place.open_beneath(name, OFlags::RDONLY).ok()?.into();
-        let whole = file.take(size.saturating_add(1));
-        let digest = digest_of(whole, &mut self.buffer, self.progress).ok()?;
-        self.bytes += size;
-        self.progress.set(self.bytes);
-        Some(digest)
-    }
-}
-
-/// Reads to the end and hashes.
-fn digest_of(mut file: impl Read, buffer: &mut [u8], progress: &Progress) -> io::Result<Digest> {
+/// A file's digest; nothing where it cannot be read.
+fn digest_of(
+    root: &Place,
+    found: &Found,
+    buffer: &mut [u8],
+    progress: &Progress,
+) -> Option<Digest> {
+    let file: File = root.open_beneath(&found.path, OFlags::RDONLY).ok()?.into();
+    let mut whole = file.take(found.size().saturating_add(1));
     let mut hasher = blake3::Hasher::new();
     loop {
         if progress.is_stopped() {
-            return Err(io::ErrorKind::Interrupted.into());
+            return None;
         }
-        let len = match file.read(buffer) {
-            Ok(0) => return Ok(*hasher.finalize().as_bytes()),
-            Ok(len) => len,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+        match whole.read(buffer) {
+            Ok(0) => return Some(*hasher.finalize().as_bytes()),
+            Ok(len) => drop(hasher.update(&buffer[..len])),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn it_knows_files_by_path_by_content_and_by_directory() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let root = Place::open(scratch.path()).expect("opens");
+        for (path, content) in [("a/x", "1"), ("a.b", "22"), ("a/c/y", "1"), ("b", "333")] {
+            let path = scratch.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            fs::write(path, content).expect("written");
+        }
+        std::os::unix::fs::symlink("/etc", scratch.path().join("a/link")).expect("made");
+        let progress = Progress::default();
+        let mut survey = Survey::look(&root, &progress).expect("looked at");
+        let paths = |files: &[Found]| -> Vec<String> {
+            files.iter().map(|found| found.path.escape_ascii().to_string()).collect()
         };
-        hasher.update(&buffer[..len]);
+        assert_eq!(paths(survey.below(b"")), ["a.b", "a/c/y", "a/x", "b"]);
+        assert_eq!(paths(survey.below(b"a")), ["a/c/y", "a/x"]);
+        survey.read(&root, &[1, 3].into(), &progress);
+        let digest = |content: &str| *blake3::hash(content.as_bytes()).as_bytes();
+        assert_eq!(survey.with(&digest("1")), survey.number_of(b"a/c/y"));
+        assert_eq!(survey.with(&digest("22")), None, "no such length is wanted");
+        let stat = root.directory(b"a").expect("open").stat(b"x").expect("a look").expect("there");
+        assert_eq!(survey.digest(b"a/x", &stat), Some(digest("1")));
+        assert_eq!(survey.digest(b"b", &stat), None, "it is another file");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use distd_core::limits::TREE_DEPTH_MAX;
 use distd_core::manifest::{DirectoryNode, Entry, EntryKind, Release};
 use distd_core::node::Swarm;
@@ -10,7 +11,8 @@ use distd_core::unit::{BlockRange, ByteRange};
 
 use super::GetError;
 use super::content;
-use super::survey::{Digest, Survey};
+use super::known::Known;
+use super::survey::{FileNumber, Survey};
 
 /// The release's tree.
 #[derive(Clone, Copy)]
@@ -24,8 +26,14 @@ pub(super) struct Tree<'a> {
 pub(super) struct Plan {
     /// Blocks that are not local, in the order of writing.
     pub(super) missing: Vec<BlockRange>,
-    /// Content that lies elsewhere in the directory.
-    pub(super) reused: Vec<Digest>,
+    /// Files with content that is wanted elsewhere.
+    pub(super) reused: Vec<FileNumber>,
+    /// Files that stay what and where they are.
+    pub(super) staying: HashSet<FileNumber>,
+    /// Files in whose place something else is wanted.
+    pub(super) replaced: HashSet<FileNumber>,
+    /// The release's directories.
+    pub(super) nodes: HashSet<ByteRange>,
     /// Bytes to be written.
     pub(super) bytes: u64,
 }
@@ -36,11 +44,15 @@ impl Tree<'_> {
         range: ByteRange,
         path: &[u8],
     ) -> Result<DirectoryNode, GetError> {
+        DirectoryNode::decode(&self.read(range, path)?)
+            .map_err(|source| GetError::Damaged { path: path.to_vec(), source })
+    }
+
+    /// Reads metadata.
+    pub(super) fn read(&self, range: ByteRange, path: &[u8]) -> Result<Bytes, GetError> {
         let deadline = Instant::now() + self.timeout;
         let metadata = |source| GetError::Metadata { path: path.to_vec(), source };
-        let bytes = crate::blocks::read_bytes(self.swarm, range, deadline).map_err(metadata)?;
-        DirectoryNode::decode(&bytes)
-            .map_err(|source| GetError::Damaged { path: path.to_vec(), source })
+        crate::blocks::read_bytes(self.swarm, range, deadline).map_err(metadata)
     }
 
     /// Calls `take` with every entry and its path, in the order of writing.
@@ -79,22 +91,44 @@ impl Tree<'_> {
         Ok(sizes)
     }
 
-    pub(super) fn plan(&self, release: &Release, survey: &Survey) -> Result<Plan, GetError> {
+    /// What is to be done, and what of the directory the release has.
+    pub(super) fn plan(
+        &self,
+        release: &Release,
+        survey: &Survey,
+        known: &mut Known,
+    ) -> Result<Plan, GetError> {
         let (mut plan, mut links) = (Plan::default(), HashSet::new());
+        plan.nodes.insert(release.root_directory().node);
         self.visit(release, |path, entry| {
-            let EntryKind::File(file) = &entry.kind else { return Ok(()) };
-            let again = entry.link.is_some_and(|link| !links.insert(link.id));
-            if again || survey.digest_then(path) == Some(file.blake3) {
+            let here = survey.number_of(path);
+            plan.replaced.extend(here);
+            let file = match &entry.kind {
+                EntryKind::File(file) => file,
+                EntryKind::Directory(directory) => {
+                    plan.nodes.insert(directory.node);
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            };
+            let extents = || content::extents(self.swarm, file, path, self.timeout);
+            known.take(survey, path, file, extents)?;
+            if entry.link.is_some_and(|link| !links.insert(link.id)) {
+                return Ok(());
+            }
+            let digest = here.and_then(|number| survey.at(number)?.digest);
+            if let Some(number) = here.filter(|_| digest == Some(file.blake3)) {
+                plan.replaced.remove(&number);
+                plan.staying.insert(number);
                 return Ok(());
             }
             plan.bytes += file.size;
-            if survey.place_of(&file.blake3).is_some() {
-                plan.reused.push(file.blake3);
+            if let Some(number) = survey.with(&file.blake3) {
+                plan.reused.push(number);
                 return Ok(());
             }
-            let ranges = content::ranges(self.swarm, file, path, self.timeout)?;
             let held = |range: &BlockRange| self.swarm.held_blocks(*range) == range.count;
-            plan.missing.extend(ranges.into_iter().filter(|range| !held(range)));
+            plan.missing.extend(extents()?.data().filter(|range| !held(range)));
             Ok(())
         })?;
         Ok(plan)

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 
 use distd_core::limits::TREE_DEPTH_MAX;
-use distd_core::manifest::{DirectoryNode, Entry, EntryKind, Release};
+use distd_core::manifest::{DirectoryNode, Entry, EntryKind, File, Release};
 use distd_core::unit::ByteRange;
 use rustix::fs::{AtFlags, FileType, Mode, Stat, fchmod, linkat, mkdirat, mknodat, renameat};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
-use super::content::{self, Source};
+use super::content::{self, Source, Writing, Written};
+use super::known::Known;
 use super::place::{Place, file_type};
-use super::survey::{Digest, Survey};
+use super::survey::Survey;
 use super::tree::{Tree, joined};
 use super::{GetError, Report};
 use crate::daemon::jobs::Progress;
@@ -21,13 +22,13 @@ pub(super) struct Writer<'a> {
     tree: Tree<'a>,
     delete: bool,
     progress: &'a Progress,
+    root: &'a Place,
     survey: &'a Survey,
+    known: &'a Known,
     temp: Place,
     temporary: Vec<u8>,
     /// Temporary names given out.
     names: u64,
-    /// Temporary names of content that lies elsewhere in the directory, so that it outlives its place.
-    seeds: HashMap<Digest, Vec<u8>>,
     /// Temporary names of inodes that have several names.
     links: HashMap<u64, Vec<u8>>,
     attributes: Attributes,
@@ -36,12 +37,13 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Writes into `temp`, a directory in the one that becomes the release, named `temporary`.
+    /// Writes into `temp`, a directory in the `root` that becomes the release, named `temporary`.
     pub(super) fn new(
         tree: Tree<'a>,
+        root: &'a Place,
         (temp, temporary): (Place, Vec<u8>),
         delete: bool,
-        survey: &'a Survey,
+        (survey, known): (&'a Survey, &'a Known),
         progress: &'a Progress,
         release: &Release,
     ) -> Self {
@@ -50,11 +52,12 @@ impl<'a> Writer<'a> {
             tree,
             delete,
             progress,
+            root,
             survey,
+            known,
             temp,
             temporary,
             names: 0,
-            seeds: HashMap::new(),
             links: HashMap::new(),
             attributes: Attributes::new(),
             report: Report { track, release, ..Report::default() },
@@ -63,8 +66,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Gives the directory itself its attributes, and says what everything came to.
-    pub(super) fn finish(mut self, root: &Place, entry: &Entry) -> Result<Report, GetError> {
-        self.own_attributes(root, entry, b"")?;
+    pub(super) fn finish(mut self, entry: &Entry) -> Result<Report, GetError> {
+        self.own_attributes(self.root, entry, b"")?;
         self.report.skipped_attributes = self.attributes.left_out;
         Ok(self.report)
     }
@@ -72,21 +75,6 @@ impl<'a> Writer<'a> {
     fn next_name(&mut self) -> Vec<u8> {
         self.names += 1;
         self.names.to_string().into_bytes()
-    }
-
-    /// Gives content that lies elsewhere in the directory a name that stays. Best effort: what has none
-    /// is fetched.
-    pub(super) fn keep_seeds(&mut self, root: &Place, reused: &[Digest]) {
-        for digest in reused {
-            if self.seeds.contains_key(digest) {
-                continue;
-            }
-            let Some(path) = self.survey.place_of(digest) else { continue };
-            let name = self.next_name();
-            if content::link_beneath(root, path, &self.temp, &name).is_ok() {
-                self.seeds.insert(*digest, name);
-            }
-        }
     }
 
     /// Makes a directory's content that of a node.
@@ -274,18 +262,7 @@ impl<'a> Writer<'a> {
         };
         let made = match &entry.kind {
             EntryKind::File(file) => {
-                let source = Source {
-                    own: stays.then_some((place, entry.name.as_bytes())),
-                    seed: self.seeds.get(&file.blake3).map(|seed| (&self.temp, seed.as_slice())),
-                };
-                let written = content::write(
-                    self.tree.swarm,
-                    &content::Target { place: &self.temp, name: &temporary, path },
-                    file,
-                    &source,
-                    self.tree.timeout,
-                    &mut |bytes| self.progress.set(self.done_bytes + bytes),
-                )?;
+                let written = self.content(place, entry, file, stays, &temporary, path)?;
                 self.done_bytes += file.size;
                 self.report.reused_bytes += written.reused_bytes;
                 self.report.read_bytes += written.read_bytes;
@@ -312,6 +289,31 @@ impl<'a> Writer<'a> {
         };
         made.map_err(failed("make"))?;
         Ok(Some(temporary))
+    }
+
+    /// Makes a file's content under a temporary name.
+    fn content(
+        &self,
+        place: &Place,
+        entry: &Entry,
+        file: &File,
+        stays: bool,
+        temporary: &[u8],
+        path: &[u8],
+    ) -> Result<Written, GetError> {
+        let elsewhere = self.survey.with(&file.blake3);
+        let elsewhere = elsewhere.and_then(|number| self.known.shelf.path_of(number));
+        let source = Source {
+            own: stays.then_some((place, entry.name.as_bytes())),
+            seed: elsewhere.as_deref().map(|path| (self.root, path)),
+        };
+        let Tree { swarm, timeout } = self.tree;
+        let writing = Writing { swarm, timeout, seeds: &self.known.seeds };
+        let target = content::Target { place: &self.temp, name: temporary, path };
+        writing.write(&target, file, &source, &|bytes| {
+            self.progress.set(self.done_bytes + bytes);
+            !self.progress.is_stopped()
+        })
     }
 
     /// Gives a temporary file its place.

@@ -1,0 +1,253 @@
+//! Recognising files that no release has: block by block, by the hashes that the origin publishes.
+//!
+//! Fetched are the hashes of what releases have under the files' paths, and all others as far as that is
+//! little beside what may be saved. Eight bytes of a hash say where in the log a block lies, no more: what is made with
+//! it is verified as a whole.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+
+use distd_core::frame::{BLOCK_HASH_BYTES, EpochList};
+use distd_core::limits::BLOCK_BYTES;
+use distd_core::unit::{BlockIndex, BlockRange, MunroIndex};
+use rustix::fs::OFlags;
+
+use super::GetError;
+use super::known::Known;
+use super::place::Place;
+use super::survey::{FileNumber, Survey};
+use super::tree::Tree;
+use crate::daemon::jobs::Progress;
+use crate::daemon::prefetch::bring;
+use crate::fs::merged;
+
+/// Blocks whose hashes are looked at: 8 GiB of content, 16 MiB of hashes.
+const BLOCKS_MAX: u64 = 1 << 21;
+/// Bytes of files that are searched besides those under whose paths a release has something.
+const SEARCHED_BYTES_MAX: u64 = 16 << 30;
+/// Blocks that are read at once.
+const READ_BLOCKS: u64 = 256;
+
+/// The first bytes of a block's hash.
+type Short = [u8; BLOCK_HASH_BYTES as usize];
+
+/// A block of zeros, which lies nowhere.
+const ZERO: Short = [0; BLOCK_HASH_BYTES as usize];
+
+/// Where blocks lie, by hash.
+#[derive(Default)]
+struct Table {
+    places: HashMap<Short, BlockIndex>,
+    /// By the first block.
+    hashes: BTreeMap<u64, Vec<Short>>,
+}
+
+impl Table {
+    fn add(&mut self, blocks: BlockRange, bytes: &[u8]) {
+        let (hashes, _) = bytes.as_chunks();
+        for (block, hash) in blocks.iter().zip(hashes).filter(|(_, hash)| **hash != ZERO) {
+            self.places.entry(*hash).or_insert(block);
+        }
+        self.hashes.insert(blocks.start.0, hashes.to_vec());
+    }
+
+    fn at(&self, block: BlockIndex) -> Option<&Short> {
+        let (first, hashes) = self.hashes.range(..=block.0).next_back()?;
+        hashes.get((block.0 - first) as usize)
+    }
+
+    /// Where a block lies: at `next` if it may.
+    fn find(&self, hash: &Short, next: Option<BlockIndex>) -> Option<BlockIndex> {
+        if *hash == ZERO {
+            return None;
+        }
+        let next = next.filter(|next| self.at(*next) == Some(hash));
+        next.or_else(|| self.places.get(hash).copied())
+    }
+}
+
+/// Adds what can be found of files that no release has. At most `budget_bytes` of hashes are fetched beside
+/// those of what lies under the files' paths.
+pub(super) fn recognise(
+    tree: &Tree<'_>,
+    root: &Place,
+    survey: &Survey,
+    known: &mut Known,
+    budget_bytes: u64,
+    progress: &Progress,
+) -> Result<(), GetError> {
+    let Some(epochs) = epochs(tree)? else { return Ok(()) };
+    let near: HashSet<FileNumber> = known.near(survey).map(|(number, _)| number).collect();
+    let mut wanted: Vec<BlockRange> = known.near(survey).map(|(_, blocks)| blocks).collect();
+    let (mut budget, mut searches) = (budget_bytes, false);
+    for item in epochs.items.iter().rev() {
+        let first = MunroIndex(item.munro).blocks();
+        let own = BlockRange::new(first.start, item.munros * first.count);
+        let Some(left) = budget.checked_sub(own.count * BLOCK_HASH_BYTES) else { break };
+        budget = left;
+        searches = true;
+        wanted.push(own);
+    }
+    let mut room = BLOCKS_MAX;
+    let ranges = merged(wanted).into_iter().filter_map(|blocks| {
+        // A run of blocks lies within one epoch.
+        let found = epochs.covering(blocks.start)?.hashes_range(blocks)?;
+        room = room.checked_sub(found.0.count)?;
+        Some(found)
+    });
+    let ranges: Vec<_> = ranges.collect();
+    let blocks = ranges.iter().map(|(_, range)| range.blocks()).collect();
+    bring(tree.swarm, &merged(blocks), "hashes of blocks", progress)?;
+    let mut table = Table::default();
+    for (blocks, range) in ranges {
+        table.add(blocks, &tree.read(range, b"")?);
+    }
+    let unexplained: Vec<_> = known
+        .unexplained(survey)
+        .filter(|(number, _)| searches || near.contains(number))
+        .map(|(number, found)| (number, found.path.clone(), found.size()))
+        .collect();
+    progress.begin("looking for blocks", unexplained.iter().map(|(.., size)| size).sum());
+    let (mut done, mut searched) = (0, 0);
+    for (number, path, size) in unexplained {
+        searched += if near.contains(&number) { 0 } else { size };
+        if searched > SEARCHED_BYTES_MAX {
+            continue;
+        }
+        if let Ok(file) = root.open_beneath(&path, OFlags::RDONLY) {
+            // What cannot be read has nothing to offer.
+            let _ = search(file.into(), &table, progress, |blocks, at| {
+                known.add(blocks, number, at);
+            });
+        }
+        done += size;
+        progress.set(done);
+        if progress.is_stopped() {
+            return Err(GetError::Stopped);
+        }
+    }
+    Ok(())
+}
+
+fn epochs(tree: &Tree<'_>) -> Result<Option<EpochList>, GetError> {
+    let trusted = tree.swarm.head_news().trusted;
+    let range = trusted.map(|trusted| trusted.placed.head.epochs).filter(|range| range.len > 0);
+    let Some(range) = range else { return Ok(None) };
+    let list = EpochList::decode(&tree.read(range, b"")?);
+    Ok(list.inspect_err(|error| tracing::warn!(%error, "no block hashes are used")).ok())
+}
+
+/// Tells `found` which runs of blocks a file has, and from which of its blocks on.
+fn search(
+    mut file: File,
+    table: &Table,
+    progress: &Progress,
+    mut found: impl FnMut(BlockRange, u64),
+) -> io::Result<()> {
+    let mut buffer = vec![0; (READ_BLOCKS * BLOCK_BYTES) as usize];
+    let mut run: Option<(BlockRange, u64)> = None;
+    let mut block = 0;
+    loop {
+        let len = fill(&mut file, &mut buffer)?;
+        let whole = len.next_multiple_of(BLOCK_BYTES as usize);
+        buffer[len..whole].fill(0);
+        for content in buffer[..whole].chunks_exact(BLOCK_BYTES as usize) {
+            let next = run.map(|(blocks, _)| blocks.end());
+            let place = table.find(&short(content), next);
+            match (&mut run, place) {
+                (Some((blocks, _)), Some(place)) if blocks.end() == place => blocks.count += 1,
+                (_, place) => {
+                    if let Some((blocks, at)) = run.take() {
+                        found(blocks, at);
+                    }
+                    run = place.map(|place| (BlockRange::new(place, 1), block));
+                }
+            }
+            block += 1;
+        }
+        if len < buffer.len() || progress.is_stopped() {
+            if let Some((blocks, at)) = run {
+                found(blocks, at);
+            }
+            return Ok(());
+        }
+    }
+}
+
+fn short(block: &[u8]) -> Short {
+    if block.iter().all(|byte| *byte == 0) {
+        return ZERO;
+    }
+    let mut short = ZERO;
+    short.copy_from_slice(&blake3::hash(block).as_bytes()[..BLOCK_HASH_BYTES as usize]);
+    short
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+
+    fn content(blocks: &[u8]) -> Vec<u8> {
+        blocks.iter().flat_map(|byte| [*byte; BLOCK_BYTES as usize]).collect()
+    }
+
+    fn table(first: u64, blocks: &[u8]) -> Table {
+        let hashes =
+            content(blocks).chunks(BLOCK_BYTES as usize).flat_map(short).collect::<Vec<_>>();
+        let mut table = Table::default();
+        table.add(BlockRange::new(BlockIndex(first), blocks.len() as u64), &hashes);
+        table
+    }
+
+    fn found(table: &Table, bytes: &[u8]) -> Vec<(u64, u64, u64)> {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(bytes).expect("written");
+        file.rewind().expect("rewound");
+        let mut runs = Vec::new();
+        search(file, table, &Progress::default(), |blocks, at| {
+            runs.push((blocks.start.0, blocks.count, at));
+        })
+        .expect("read");
+        runs
+    }
+
+    #[test]
+    fn blocks_are_found_where_the_log_has_them() {
+        let table = table(100, &[1, 2, 3, 0, 2, 5]);
+        assert_eq!(
+            found(&table, &content(&[1, 2, 3, 0, 2, 5])),
+            [(100, 3, 0), (101, 1, 4), (105, 1, 5)]
+        );
+        assert_eq!(found(&table, &content(&[9, 2, 3, 9])), [(101, 2, 1)]);
+        assert_eq!(found(&table, &content(&[0, 0, 9])), []);
+        // The end of a file is filled up with zeros, in the log as here.
+        let end = [&content(&[3])[..], &[7; 10]].concat();
+        let mut padded = [7; 10].to_vec();
+        padded.resize(BLOCK_BYTES as usize, 0);
+        let mut table = table;
+        table.add(BlockRange::new(BlockIndex(300), 1), &short(&padded));
+        assert_eq!(found(&table, &end), [(102, 1, 0), (300, 1, 1)]);
+    }
+
+    #[test]
+    fn a_run_goes_on_where_equal_blocks_lie_elsewhere_too() {
+        let table = table(0, &[4, 4, 4, 6]);
+        assert_eq!(found(&table, &content(&[4, 4, 4, 6])), [(0, 4, 0)]);
+    }
+}
