@@ -98,6 +98,18 @@ def a_file_that_somebody_changed_is_a_seed_where_it_was_not(world):
     print(f"{seeded} bytes with seeds, {alone} without: {report}")
     is_release(source, directory)
     assert seeded < alone / 4
+    # Changed and renamed: what the log has of it is found by all hashes.
+    (directory / "large").rename(directory / "renamed")
+    for name in SIZES:
+        with (directory / name if name != "large" else directory / "renamed").open("wb") as file:
+            file.write((first / name).read_bytes())
+    with (directory / "renamed").open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"somebody was here")
+    seeded, report = counted(world, directory)
+    print(f"{seeded} bytes with a changed file under another name: {report}")
+    is_release(source, directory)
+    assert seeded < alone / 4
     # The parts that did not change are not fetched, either.
     shutil.rmtree(directory)
     shutil.copytree(source, directory)

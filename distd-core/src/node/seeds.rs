@@ -76,11 +76,6 @@ impl Seeds {
         self.read_runs().first_key_value().is_some_and(|(first, _)| *first < end.0)
     }
 
-    /// Number of blocks.
-    pub fn blocks(&self) -> u64 {
-        self.read_runs().values().map(|run| run.count).sum()
-    }
-
     /// Reads `blocks` into `out`, unverified; gives the parts that could not be read, whose bytes are
     /// unspecified.
     ///
@@ -241,7 +236,6 @@ mod tests {
                 let found = plain.get(&block).map(|byte| bytes.iter().all(|other| other == byte));
                 prop_assert!(found != Some(false), "block {} is of another place", block);
             }
-            prop_assert_eq!(seeds.blocks(), plain.len() as u64);
             prop_assert_eq!(seeds.begin_before(BlockIndex(7)), plain.range(..7).next().is_some());
         }
     }

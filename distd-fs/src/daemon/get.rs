@@ -57,8 +57,6 @@ const TEMPORARY: &str = ".distd-get";
 const WORTH_BYTES_MIN: u64 = 64 << 10;
 /// The metadata of another release is fetched whole if it is at most this share of what the directory holds.
 const METADATA_SHARE: u64 = 4;
-/// Hashes of all blocks are fetched if they are at most this share of what may be saved.
-const HASHES_SHARE: u64 = 64;
 
 /// What a get came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -133,7 +131,7 @@ impl<'a> Get<'a> {
         let first = match there {
             0 => None,
             _ if self.are_held(metadata) => None,
-            _ => self.bring_first(there).or_else(|error| self.go_on(error).map(|()| None))?,
+            _ => self.bring_first(there).or_else(|error| self.go_on(&error).map(|()| None))?,
         };
         bring(self.tree.swarm, metadata, "metadata", self.progress)?;
         Ok(first)
@@ -141,10 +139,11 @@ impl<'a> Get<'a> {
 
     fn bring_first(&self, there: u64) -> Result<Option<(Older<'a>, Release)>, GetError> {
         let mut older = Older::list(self.tree, self.release)?;
+        let is_before = older.is_before();
         let Some(first) = older.next() else { return Ok(None) };
         let held = |range: &BlockRange| self.tree.swarm.held_blocks(*range);
         let missing = first.metadata.iter().map(|range| range.count - held(range)).sum::<u64>();
-        if missing * BLOCK_BYTES <= there / METADATA_SHARE {
+        if is_before && missing * BLOCK_BYTES <= there / METADATA_SHARE {
             bring(self.tree.swarm, &first.metadata, "metadata of another release", self.progress)?;
         }
         Ok(Some((older, first)))
@@ -160,7 +159,7 @@ impl<'a> Get<'a> {
     }
 
     /// What is only there to save bytes may fail; but not go on when nobody wants it any more.
-    fn go_on(&self, error: GetError) -> Result<(), GetError> {
+    fn go_on(&self, error: &GetError) -> Result<(), GetError> {
         tracing::debug!(%error, "not all that the directory holds may be recognised");
         self.still_wanted()
     }
@@ -182,7 +181,7 @@ impl<'a> Get<'a> {
         let mut plan = tree.plan(release, &survey, &mut known)?;
         self.still_wanted()?;
         self.recognise(first, &mut survey, &mut known, &mut plan)
-            .or_else(|error| self.go_on(error))?;
+            .or_else(|error| self.go_on(&error))?;
         self.put_aside(&mut desk, &name, &survey, &known, &plan);
         let missing = std::mem::take(&mut plan.missing);
         let missing: Vec<BlockRange> =
@@ -242,13 +241,13 @@ impl<'a> Get<'a> {
             && worth(survey, known) >= WORTH_BYTES_MIN
         {
             whole = whole && self.are_held(&release.metadata);
-            look.at(&release, whole, survey, known).or_else(|error| self.go_on(error))?;
+            look.at(&release, whole, survey, known).or_else(|error| self.go_on(&error))?;
             whole = false;
             next = older.next();
         }
         match worth(survey, known) {
             worth if worth >= WORTH_BYTES_MIN => {
-                hashes::recognise(&tree, root, survey, known, worth / HASHES_SHARE, progress)
+                hashes::recognise(&tree, root, survey, known, worth, progress)
             }
             _ => Ok(()),
         }

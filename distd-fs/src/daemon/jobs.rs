@@ -42,6 +42,11 @@ impl Progress {
         self.done_bytes.store(done_bytes, Ordering::Relaxed);
     }
 
+    /// So many bytes more are done.
+    pub(super) fn add(&self, bytes: u64) {
+        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Nobody wants it any more.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);

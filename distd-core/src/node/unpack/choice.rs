@@ -26,8 +26,9 @@ const WEIGHED_MAX: u32 = 4096;
 pub trait View {
     /// The parts of `blocks` that are neither here nor on their way.
     fn lacking(&mut self, blocks: BlockRange) -> Vec<BlockRange>;
-    /// The same of blocks that a frame is to be made with: such may lie elsewhere, too.
-    fn lacking_base(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
+    /// Of these, the parts that do not lie elsewhere on this machine, either: what does can be a base, and
+    /// nobody will want it.
+    fn out_of_reach(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
         self.lacking(blocks)
     }
     /// A munro's frames of one kind, if it has such and they are known.
@@ -234,11 +235,11 @@ impl<V: View> Chooser<'_, V> {
         }
         let mut bytes = self.view.price(frame)?;
         if self.account == Account::Shared {
-            let brings = byte_len(&self.view.lacking(frame.blocks()));
+            let brings = byte_len(&self.view.out_of_reach(frame.blocks()));
             bytes = bytes * byte_len(within) / brings.max(byte_len(within)).max(1);
         }
         let mut lacking: Vec<BlockRange> =
-            frame.bases.iter().flat_map(|base| self.view.lacking_base(*base)).collect();
+            frame.bases.iter().flat_map(|base| self.view.out_of_reach(*base)).collect();
         lacking.sort_unstable_by_key(|blocks| blocks.start);
         let lacking = self.untaken(joined(&lacking));
         let mut way = Choice { bytes, ..Choice::default() };

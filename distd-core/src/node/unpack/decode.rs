@@ -61,7 +61,9 @@ pub(super) fn decode(shared: &Shared, chosen: &Chosen, frame: &[u8]) -> Result<D
     let (bases, lent) = read_bases(shared, chosen)?;
     let run = match make(chosen, frame, &bases) {
         Err(source) if !lent.is_empty() => {
-            lent.iter().for_each(|base| shared.lent.forget(*base));
+            for base in &lent {
+                shared.lent.forget(*base);
+            }
             return Err(Refused::Lent { base: lent[0], source: Box::new(source) });
         }
         made => made?,

@@ -293,7 +293,7 @@ impl View for Sight<'_> {
         lacking
     }
 
-    fn lacking_base(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
+    fn out_of_reach(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
         let lacking = self.lacking(blocks);
         if lacking.is_empty() { lacking } else { self.origin.shared.lent.lacking(lacking) }
     }
@@ -319,7 +319,7 @@ impl View for Sight<'_> {
         }
         // Nobody waits longer because of a delta: bases may be long in coming, or gone everywhere.
         if self.haste == Haste::Quick
-            && frame.bases.iter().any(|base| !self.lacking_base(*base).is_empty())
+            && frame.bases.iter().any(|base| !self.out_of_reach(*base).is_empty())
         {
             return None;
         }

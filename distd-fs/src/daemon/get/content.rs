@@ -75,8 +75,8 @@ impl Writing<'_> {
         let again = || ftruncate(&out, 0).and_then(|()| ftruncate(&out, file.size)).map_err(failed);
         for (place, name) in [source.own, source.seed].into_iter().flatten() {
             // What was read before may have changed since: only the right content counts.
-            if let Ok(from) = place.open_beneath(name, OFlags::RDONLY)
-                && copy(from.into(), &out, file, done).is_ok_and(|digest| digest == file.blake3)
+            if let Ok(from) = place.open_file(name)
+                && copy(from, &out, file, done).is_ok_and(|digest| digest == file.blake3)
             {
                 return Ok(Written { reused_bytes: file.size, read_bytes: 0 });
             }

@@ -1,7 +1,7 @@
 //! Recognising files that no release has: block by block, by the hashes that the origin publishes.
 //!
-//! Fetched are the hashes of what releases have under the files' paths, and all others as far as that is
-//! little beside what may be saved. Eight bytes of a hash say where in the log a block lies, no more: what is made with
+//! Fetched are the hashes of what releases have under the files' paths; for files of which that does not find
+//! half, all others, as far as that is little beside what may be saved. Eight bytes of a hash say where in the log a block lies, no more: what is made with
 //! it is verified as a whole.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -11,7 +11,6 @@ use std::io::{self, Read};
 use distd_core::frame::{BLOCK_HASH_BYTES, EpochList};
 use distd_core::limits::BLOCK_BYTES;
 use distd_core::unit::{BlockIndex, BlockRange, MunroIndex};
-use rustix::fs::OFlags;
 
 use super::GetError;
 use super::known::Known;
@@ -24,8 +23,10 @@ use crate::fs::merged;
 
 /// Blocks whose hashes are looked at: 8 GiB of content, 16 MiB of hashes.
 const BLOCKS_MAX: u64 = 1 << 21;
-/// Bytes of files that are searched besides those under whose paths a release has something.
-const SEARCHED_BYTES_MAX: u64 = 16 << 30;
+/// All hashes of an epoch are fetched if they are at most this share of what may be saved.
+const HASHES_SHARE: u64 = 64;
+/// So many times what may be saved is searched besides the files under whose paths a release has something.
+const SEARCHED_SHARES: u64 = 4;
 /// Blocks that are read at once.
 const READ_BLOCKS: u64 = 256;
 
@@ -52,82 +53,130 @@ impl Table {
         self.hashes.insert(blocks.start.0, hashes.to_vec());
     }
 
-    fn at(&self, block: BlockIndex) -> Option<&Short> {
+    fn at(&self, block: BlockIndex) -> Option<Short> {
         let (first, hashes) = self.hashes.range(..=block.0).next_back()?;
-        hashes.get((block.0 - first) as usize)
+        hashes.get((block.0 - first) as usize).copied()
     }
 
     /// Where a block lies: at `next` if it may.
-    fn find(&self, hash: &Short, next: Option<BlockIndex>) -> Option<BlockIndex> {
-        if *hash == ZERO {
+    fn find(&self, hash: Short, next: Option<BlockIndex>) -> Option<BlockIndex> {
+        if hash == ZERO {
             return None;
         }
         let next = next.filter(|next| self.at(*next) == Some(hash));
-        next.or_else(|| self.places.get(hash).copied())
+        next.or_else(|| self.places.get(&hash).copied())
     }
 }
 
-/// Adds what can be found of files that no release has. At most `budget_bytes` of hashes are fetched beside
-/// those of what lies under the files' paths.
+/// A file to be searched.
+struct Candidate {
+    number: FileNumber,
+    path: Vec<u8>,
+    size: u64,
+}
+
+/// Adds what can be found of files that no release has, to save up to `worth` bytes.
 pub(super) fn recognise(
     tree: &Tree<'_>,
     root: &Place,
     survey: &Survey,
     known: &mut Known,
-    budget_bytes: u64,
+    worth: u64,
     progress: &Progress,
 ) -> Result<(), GetError> {
     let Some(epochs) = epochs(tree)? else { return Ok(()) };
+    let searching = Searching { tree, root, progress, epochs };
     let near: HashSet<FileNumber> = known.near(survey).map(|(number, _)| number).collect();
-    let mut wanted: Vec<BlockRange> = known.near(survey).map(|(_, blocks)| blocks).collect();
-    let (mut budget, mut searches) = (budget_bytes, false);
-    for item in epochs.items.iter().rev() {
-        let first = MunroIndex(item.munro).blocks();
-        let own = BlockRange::new(first.start, item.munros * first.count);
-        let Some(left) = budget.checked_sub(own.count * BLOCK_HASH_BYTES) else { break };
-        budget = left;
-        searches = true;
-        wanted.push(own);
-    }
-    let mut room = BLOCKS_MAX;
-    let ranges = merged(wanted).into_iter().filter_map(|blocks| {
-        // A run of blocks lies within one epoch.
-        let found = epochs.covering(blocks.start)?.hashes_range(blocks)?;
-        room = room.checked_sub(found.0.count)?;
-        Some(found)
+    let candidates = known.unexplained(survey).map(|(number, found)| Candidate {
+        number,
+        path: found.path.clone(),
+        size: found.size(),
     });
-    let ranges: Vec<_> = ranges.collect();
-    let blocks = ranges.iter().map(|(_, range)| range.blocks()).collect();
-    bring(tree.swarm, &merged(blocks), "hashes of blocks", progress)?;
-    let mut table = Table::default();
-    for (blocks, range) in ranges {
-        table.add(blocks, &tree.read(range, b"")?);
+    let (near, mut others): (Vec<_>, Vec<_>) =
+        candidates.partition(|candidate| near.contains(&candidate.number));
+    let table = searching.fetch(known.near(survey).map(|(_, blocks)| blocks).collect())?;
+    progress.begin("looking for blocks", near.iter().map(|candidate| candidate.size).sum());
+    for candidate in near {
+        let found = searching.search(&candidate, &table, known)?;
+        if found * 2 < candidate.size {
+            others.push(candidate);
+        }
     }
-    let unexplained: Vec<_> = known
-        .unexplained(survey)
-        .filter(|(number, _)| searches || near.contains(number))
-        .map(|(number, found)| (number, found.path.clone(), found.size()))
-        .collect();
-    progress.begin("looking for blocks", unexplained.iter().map(|(.., size)| size).sum());
-    let (mut done, mut searched) = (0, 0);
-    for (number, path, size) in unexplained {
-        searched += if near.contains(&number) { 0 } else { size };
-        if searched > SEARCHED_BYTES_MAX {
-            continue;
-        }
-        if let Ok(file) = root.open_beneath(&path, OFlags::RDONLY) {
-            // What cannot be read has nothing to offer.
-            let _ = search(file.into(), &table, progress, |blocks, at| {
-                known.add(blocks, number, at);
-            });
-        }
-        done += size;
-        progress.set(done);
-        if progress.is_stopped() {
-            return Err(GetError::Stopped);
+    let unfound: u64 = others.iter().map(|candidate| candidate.size).sum();
+    let worth = worth.min(unfound);
+    let table = searching.fetch(searching.all(worth / HASHES_SHARE))?;
+    if table.places.is_empty() {
+        return Ok(());
+    }
+    let mut room = worth * SEARCHED_SHARES;
+    progress.begin("looking for blocks", unfound.min(room));
+    for candidate in others {
+        if let Some(left) = room.checked_sub(candidate.size) {
+            room = left;
+            searching.search(&candidate, &table, known)?;
         }
     }
     Ok(())
+}
+
+struct Searching<'a> {
+    tree: &'a Tree<'a>,
+    root: &'a Place,
+    progress: &'a Progress,
+    epochs: EpochList,
+}
+
+impl Searching<'_> {
+    /// All blocks of the newest epochs, as many as have at most so many bytes of hashes.
+    fn all(&self, mut budget_bytes: u64) -> Vec<BlockRange> {
+        let mut all = Vec::new();
+        for item in self.epochs.items.iter().rev() {
+            let first = MunroIndex(item.munro).blocks();
+            let own = BlockRange::new(first.start, item.munros * first.count);
+            let Some(left) = budget_bytes.checked_sub(own.count * BLOCK_HASH_BYTES) else { break };
+            budget_bytes = left;
+            all.push(own);
+        }
+        all
+    }
+
+    /// Fetches the hashes of blocks.
+    fn fetch(&self, blocks: Vec<BlockRange>) -> Result<Table, GetError> {
+        let mut room = BLOCKS_MAX;
+        let ranges = merged(blocks).into_iter().filter_map(|blocks| {
+            // A run of blocks lies within one epoch.
+            let found = self.epochs.covering(blocks.start)?.hashes_range(blocks)?;
+            room = room.checked_sub(found.0.count)?;
+            Some(found)
+        });
+        let ranges: Vec<_> = ranges.collect();
+        let blocks = ranges.iter().map(|(_, range)| range.blocks()).collect();
+        bring(self.tree.swarm, &merged(blocks), "hashes of blocks", self.progress)?;
+        let mut table = Table::default();
+        for (blocks, range) in ranges {
+            table.add(blocks, &self.tree.read(range, b"")?);
+        }
+        Ok(table)
+    }
+
+    /// Adds what a file has of a table's blocks; how many bytes.
+    fn search(
+        &self,
+        candidate: &Candidate,
+        table: &Table,
+        known: &mut Known,
+    ) -> Result<u64, GetError> {
+        let mut bytes = 0;
+        if let Ok(file) = self.root.open_file(&candidate.path) {
+            // What cannot be read has nothing to offer.
+            let _ = search(file, table, self.progress, |blocks, at| {
+                bytes += blocks.byte_len();
+                known.add(blocks, candidate.number, at);
+            });
+        }
+        self.progress.add(candidate.size);
+        if self.progress.is_stopped() { Err(GetError::Stopped) } else { Ok(bytes) }
+    }
 }
 
 fn epochs(tree: &Tree<'_>) -> Result<Option<EpochList>, GetError> {
@@ -154,7 +203,7 @@ fn search(
         buffer[len..whole].fill(0);
         for content in buffer[..whole].chunks_exact(BLOCK_BYTES as usize) {
             let next = run.map(|(blocks, _)| blocks.end());
-            let place = table.find(&short(content), next);
+            let place = table.find(short(content), next);
             match (&mut run, place) {
                 (Some((blocks, _)), Some(place)) if blocks.end() == place => blocks.count += 1,
                 (_, place) => {

@@ -25,7 +25,8 @@ const OLDER_MAX: usize = 8;
 /// all others, the newest first.
 pub(super) struct Older<'a> {
     tree: Tree<'a>,
-    records: VecDeque<ByteRange>,
+    /// Whether each is one before the wanted one.
+    records: VecDeque<(bool, ByteRange)>,
 }
 
 impl<'a> Older<'a> {
@@ -43,17 +44,22 @@ impl<'a> Older<'a> {
         let at = catalog.items.iter().position(|item| is_wanted(&item.track, &item.version));
         let mut items: Vec<_> = catalog.items.into_iter().enumerate().collect();
         items.retain(|(i, item)| Some(*i) != at && !item.is_pruned());
-        items.sort_by_key(|(i, item)| {
-            let before = item.track == wanted.track && Some(*i) < at;
-            (!before, std::cmp::Reverse(*i))
-        });
-        let records = items.into_iter().take(OLDER_MAX).map(|(_, item)| item.release).collect();
+        let is_before = |i: usize, track: &str| track == wanted.track && Some(i) < at;
+        items.sort_by_key(|(i, item)| (!is_before(*i, &item.track), std::cmp::Reverse(*i)));
+        let records = items.into_iter().take(OLDER_MAX);
+        let records = records.map(|(i, item)| (is_before(i, &item.track), item.release)).collect();
         Ok(Self { tree, records })
+    }
+
+    /// Whether the next one was there before the wanted one, so that the wanted one's metadata may be had
+    /// as what differs from it.
+    pub(super) fn is_before(&self) -> bool {
+        self.records.front().is_some_and(|(before, _)| *before)
     }
 
     /// The next release; nothing where there is none, or its record cannot be had.
     pub(super) fn next(&mut self) -> Option<Release> {
-        let record = self.records.pop_front()?;
+        let (_, record) = self.records.pop_front()?;
         let release = fetch_release(self.tree.swarm, record, Instant::now() + self.tree.timeout);
         release.inspect_err(|error| tracing::debug!(%error, "a release is left out")).ok()
     }

@@ -1,11 +1,12 @@
 //! Directories by descriptor: nothing here follows a symbolic link or leaves the directory.
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, fchmod, flock,
-    mkdirat, openat, openat2, statat, unlinkat,
+    fstat, mkdirat, openat, openat2, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -52,6 +53,16 @@ impl Place {
             }
         }
         openat2(&self.0, path, flags, Mode::empty(), beneath)
+    }
+
+    /// Opens a regular file to read it.
+    pub(super) fn open_file(&self, path: &[u8]) -> Result<File, Errno> {
+        let file = self.open_beneath(path, OFlags::RDONLY)?;
+        // What was a file a moment ago may be a device now.
+        match file_type(&fstat(&file)?) {
+            FileType::RegularFile => Ok(file.into()),
+            _ => Err(Errno::INVAL),
+        }
     }
 
     /// What is there under a name; `None`: nothing.

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use distd_core::node::SeedFiles;
 use lru::LruCache;
-use rustix::fs::OFlags;
 
 use super::place::Place;
 use super::survey::FileNumber;
@@ -46,7 +45,7 @@ impl Shelf {
             return Ok(Arc::clone(file));
         }
         let path = self.path_of(number).ok_or(io::ErrorKind::NotFound)?;
-        let file = Arc::new(File::from(self.root.open_beneath(&path, OFlags::RDONLY)?));
+        let file = Arc::new(self.root.open_file(&path)?);
         open().put(number, Arc::clone(&file));
         Ok(file)
     }

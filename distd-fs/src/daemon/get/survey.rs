@@ -1,11 +1,10 @@
 //! What the directory holds already: files that can stay, and content that need not be fetched.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{self, Read};
 
 use distd_core::limits::TREE_DEPTH_MAX;
-use rustix::fs::{FileType, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::desk::is_on_desk;
@@ -188,7 +187,7 @@ fn digest_of(
     buffer: &mut [u8],
     progress: &Progress,
 ) -> Option<Digest> {
-    let file: File = root.open_beneath(&found.path, OFlags::RDONLY).ok()?.into();
+    let file = root.open_file(&found.path).ok()?;
     let mut whole = file.take(found.size().saturating_add(1));
     let mut hasher = blake3::Hasher::new();
     loop {
