@@ -10,7 +10,7 @@ use bytes::Bytes;
 use distd_core::keys::{NtpTime, OriginKey};
 use distd_core::limits::MUNRO_BYTES;
 use distd_core::ppspp::engine::{
-    Class, Engine, EngineConfig, Event, HashRequest, SwarmKey, SwarmOptions, Transmit,
+    Class, Engine, EngineConfig, Event, HashRequest, Role, SwarmKey, SwarmOptions, Transmit,
 };
 use distd_core::tree::{HashedRun, MunroTree, NodeHash, VerifiedMunro, VerifiedRun};
 use distd_core::unit::{Bin, BlockIndex, BlockRange, MunroIndex};
@@ -105,8 +105,8 @@ fn main() {
     let all = BlockRange::new(BlockIndex(0), mib * 256);
     let id = key.id().swarm_id();
     let newest = log.last().map(|munro| munro.signed);
-    let origin = SwarmOptions { id, newest, held: vec![all], serve: true };
-    let node = SwarmOptions { id, newest: None, held: Vec::new(), serve: false };
+    let origin = SwarmOptions { id, newest, held: vec![all], serve: true, role: Role::Injector };
+    let node = SwarmOptions { id, newest: None, held: Vec::new(), serve: false, role: Role::Node };
     let (Some(mut origin), Some(mut node)) = (Side::new(1, origin), Side::new(2, node)) else {
         return;
     };

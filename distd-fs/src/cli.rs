@@ -302,7 +302,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
         Command::Relay { sources, listen, quota, pin } => {
             let (cache, quota_bytes) = (cache()?, quota.and_then(|limit| limit.0));
             make_parent(&cache)?;
-            let daemon = DaemonOptions { cache, quota_bytes, listen: Some(*listen) };
+            let daemon = DaemonOptions { cache, quota_bytes, listen: Some(*listen), relay: true };
             let targets = sources.iter().map(|source| Target::resolve(source));
             let targets = targets.collect::<Result<_, _>>()?;
             relay::run(RelayOptions { daemon, targets, pin: *pin })?;
@@ -318,7 +318,12 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
         }
         Command::Node { quota, listen } => {
             let (quota_bytes, listen) = (*quota, *listen);
-            launch::run_node(&DaemonOptions { cache: cache()?, quota_bytes, listen })?;
+            launch::run_node(&DaemonOptions {
+                cache: cache()?,
+                quota_bytes,
+                listen,
+                relay: false,
+            })?;
         }
     }
     Ok(())
@@ -355,6 +360,7 @@ pub(crate) fn mount_command(
         cache: cache.clone(),
         quota_bytes: options.quota_bytes,
         listen: options.listen,
+        relay: false,
     };
     make_parent(&cache)?;
     if foreground {
@@ -410,7 +416,12 @@ fn prefetch(cli: &Cli, cache: &Path, what: &str, wait: bool) -> Result<(), Compl
         let timeout_s = Options::default().mount.timeout_s;
         let request = Request::PrefetchSource { wanted, timeout_s, watched: wait };
         make_parent(cache)?;
-        let options = DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None };
+        let options = DaemonOptions {
+            cache: cache.to_owned(),
+            quota_bytes: None,
+            listen: None,
+            relay: false,
+        };
         launch::call_or_start(&options, &request, MOUNT_SLACK)?
     } else {
         let path = (&*named(Path::new(what))?).into();
@@ -435,7 +446,8 @@ fn watched(cli: &Cli, cache: &Path, request: &Request) -> Answer {
 
 fn start_if_needed(cache: &Path, request: &Request) -> Answer {
     make_parent(cache)?;
-    let options = DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None };
+    let options =
+        DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None, relay: false };
     launch::call_or_start(&options, request, MOUNT_SLACK)
 }
 
@@ -489,7 +501,8 @@ fn cache_command(cli: &Cli, cache: &Path, command: &CacheCommand) -> Result<(), 
 /// Does what is asked in a node that lives just for that.
 fn alone(cache: &Path, request: Request) -> Answer {
     use crate::control::Responder;
-    let options = DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None };
+    let options =
+        DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None, relay: false };
     let daemon = Daemon::start(&options)?;
     let answer = Doorkeeper(std::sync::Arc::clone(&daemon)).respond(request);
     daemon.end();

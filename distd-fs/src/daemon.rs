@@ -45,6 +45,8 @@ pub struct DaemonOptions {
     pub quota_bytes: Option<u64>,
     /// UDP address; `None`: any free port.
     pub listen: Option<SocketAddr>,
+    /// Whether it fetches for nodes below it.
+    pub relay: bool,
 }
 
 #[derive(Default)]
@@ -106,6 +108,7 @@ impl Daemon {
     pub fn start(options: &DaemonOptions) -> Result<Arc<Self>, Complaint> {
         let mut node_options = NodeOptions::new(options.cache.clone());
         node_options.quota_bytes = options.quota_bytes;
+        node_options.relay = options.relay;
         if let Some(listen) = options.listen {
             node_options.listen = listen;
         }

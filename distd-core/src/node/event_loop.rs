@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::keys::OriginId;
 use crate::ppspp::engine::{
-    Class, Event, FetchError, HashRequest, PeerReport, SwarmCounters, SwarmKey, SwarmOptions,
+    Class, Event, FetchError, HashRequest, PeerReport, Role, SwarmCounters, SwarmKey, SwarmOptions,
 };
 use crate::tree::VerifiedRun;
 use crate::unit::{BlockRange, MunroIndex};
@@ -127,6 +127,7 @@ pub(super) struct Helpers {
 /// The loop's state.
 pub(super) struct EventLoop {
     driver: Driver,
+    role: Role,
     commands: mpsc::Receiver<Command>,
     helpers: Helpers,
     unpacking: Unpacking,
@@ -138,13 +139,14 @@ pub(super) struct EventLoop {
 impl EventLoop {
     pub(super) fn new(
         driver: Driver,
+        role: Role,
         commands: mpsc::Receiver<Command>,
         helpers: Helpers,
         jobs: mpsc::Sender<Job>,
     ) -> Self {
         let (swarms, by_origin) = (BTreeMap::new(), BTreeMap::new());
         let unpacking = Unpacking::new(jobs);
-        Self { driver, commands, helpers, unpacking, swarms, by_origin, full_logged: false }
+        Self { driver, role, commands, helpers, unpacking, swarms, by_origin, full_logged: false }
     }
 
     /// Runs until told to stop or until every handle is gone.
@@ -336,6 +338,7 @@ impl EventLoop {
             newest: trusted.as_ref().map(|trusted| trusted.munro),
             held: shared.log.held(),
             serve: true,
+            role: self.role,
         });
         let Some(key) = key else { return false };
         self.by_origin.insert(shared.origin, key);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use crate::keys::{NtpTime, OriginKey};
-use crate::ppspp::engine::{Event, SwarmKey, SwarmOptions};
+use crate::ppspp::engine::{Event, Role, SwarmKey, SwarmOptions};
 use crate::store::{Commit, OriginLog};
 use crate::tree::{SignedMunro, VerifiedMunro};
 use crate::unit::{BlockRange, MunroIndex};
@@ -109,6 +109,9 @@ impl OriginServer {
                 };
                 woken = serving.driver.wait(Some(next_poll.min(next_beat)), wake).await;
             }
+            let counters = serving.driver.engine.counters(serving.swarm);
+            let (data_sent_bytes, sent_bytes) = (counters.data_sent_bytes, counters.sent_bytes);
+            tracing::info!(data_sent_bytes, sent_bytes, "served");
             serving.driver.engine.remove_swarm(Instant::now(), serving.swarm);
             serving.driver.transmit();
         });
@@ -139,6 +142,7 @@ impl Serving {
             newest: None,
             held: Vec::new(),
             serve: true,
+            role: Role::Injector,
         });
         Some(Self { driver, log, key, swarm: swarm?, announced: 0, ahead: None })
     }

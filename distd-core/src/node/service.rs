@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use crate::keys::OriginId;
 use crate::manifest::PeerAddress;
-use crate::ppspp::engine::{Engine, EngineConfig};
+use crate::ppspp::engine::{Engine, EngineConfig, Role};
 use crate::store::{Cache, CacheOptions, OpenError};
 
 use super::driver::Driver;
@@ -58,13 +58,15 @@ pub struct NodeOptions {
     pub reserve_bytes: u64,
     /// UDP address to bind.
     pub listen: SocketAddr,
+    /// Whether it is a relay: it fetches for the nodes below it.
+    pub relay: bool,
 }
 
 impl NodeOptions {
     /// A node on any free port, with the default budgets.
     pub fn new(cache: PathBuf) -> Self {
         let listen = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
-        Self { cache, quota_bytes: None, reserve_bytes: RESERVE_BYTES, listen }
+        Self { cache, quota_bytes: None, reserve_bytes: RESERVE_BYTES, listen, relay: false }
     }
 }
 
@@ -136,6 +138,7 @@ impl Node {
         let answer = move || answering.into_iter().for_each(|(done, result)| done(result));
         let answerer = spawn("distd-answer", answer).map_err(start("answering thread"))?;
         let listen = options.listen;
+        let role = if options.relay { Role::Relay } else { Role::Node };
         let (jobs, unpacking) = mpsc::channel(unpack::JOBS_MAX);
         let weak = commands.downgrade();
         let unpack = move || unpack::run(unpacking, weak);
@@ -143,7 +146,7 @@ impl Node {
         let (hasher, hashing) = Hasher::start().map_err(start("hashing thread"))?;
         let (keeper, keeping) = Keeper::start().map_err(start("writing thread"))?;
         let helpers = Helpers { answers, hasher, keeper };
-        let network = move || match open_loop(listen, receiver, helpers, jobs) {
+        let network = move || match open_loop(listen, role, receiver, helpers, jobs) {
             Ok((runtime, event_loop, address)) => {
                 // The starter waits for this; if it is gone, so will the commands be.
                 let _ = ready.send(Ok((runtime.handle().clone(), address)));
@@ -319,12 +322,13 @@ pub(super) fn spawn(
 /// Makes the runtime and the loop on the thread that will run them.
 fn open_loop(
     listen: SocketAddr,
+    role: Role,
     commands: mpsc::Receiver<Command>,
     helpers: Helpers,
     jobs: mpsc::Sender<unpack::Job>,
 ) -> Result<(tokio::runtime::Runtime, EventLoop, SocketAddr), NodeError> {
     let (runtime, driver, address) = open_driver(listen)?;
-    Ok((runtime, EventLoop::new(driver, commands, helpers, jobs), address))
+    Ok((runtime, EventLoop::new(driver, role, commands, helpers, jobs), address))
 }
 
 /// A runtime for one thread, and an engine on a socket in it.

@@ -99,6 +99,9 @@ pub struct PeerStatus {
     pub outstanding_bytes: u64,
     /// Blocks that it says it holds.
     pub available_blocks: u64,
+    /// How far it says that it is from the origin: 0 the origin, 255 a node, relays between.
+    #[serde(default)]
+    pub level: Option<u8>,
 }
 
 /// How [`PeerState`] looks in JSON.
@@ -154,5 +157,6 @@ pub(super) fn peer_status(peer: PeerReport) -> PeerStatus {
         sent_bytes: peer.sent_bytes,
         outstanding_bytes: peer.outstanding_bytes,
         available_blocks: peer.available_blocks,
+        level: peer.level,
     }
 }

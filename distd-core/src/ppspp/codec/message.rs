@@ -33,11 +33,12 @@ pub enum MessageType {
     Want = 14,
     Miss = 15,
     HaveMap = 16,
+    Place = 17,
 }
 
 impl MessageType {
     /// All types, in the order of their octet.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Handshake,
         Self::Data,
         Self::Ack,
@@ -55,6 +56,7 @@ impl MessageType {
         Self::Want,
         Self::Miss,
         Self::HaveMap,
+        Self::Place,
     ];
 
     /// The octet on the wire.
@@ -83,7 +85,7 @@ impl MessageSet {
     /// The RFC's fourteen: what a peer without option 8 understands.
     pub const STANDARD: Self = Self::starting([0xff, 0xfc, 0]);
     /// The RFC's fourteen and the extensions.
-    pub const EXTENDED: Self = Self::starting([0xff, 0xff, 0x80]);
+    pub const EXTENDED: Self = Self::starting([0xff, 0xff, 0xc0]);
 
     const fn starting(bytes: [u8; 3]) -> Self {
         let mut bitmap = [0; 32];
@@ -221,6 +223,13 @@ pub enum Message<'a> {
         /// Its 64 granules.
         granules: u64,
     },
+    /// Extension: who the sender is, whatever its address, and how far from the injector.
+    Place {
+        /// Drawn by lot when the sender's process began.
+        id: u64,
+        /// 0: the injector; 255: a node that is asked by its equals only; between: relays.
+        level: u8,
+    },
 }
 
 impl<'a> Message<'a> {
@@ -244,6 +253,7 @@ impl<'a> Message<'a> {
             Self::Want { .. } => MessageType::Want,
             Self::Miss(_) => MessageType::Miss,
             Self::HaveMap { .. } => MessageType::HaveMap,
+            Self::Place { .. } => MessageType::Place,
         }
     }
 
@@ -275,6 +285,7 @@ impl<'a> Message<'a> {
             MessageType::Miss => Self::Miss(read_range(reader, profile)?),
             MessageType::Want => read_want(reader, profile)?,
             MessageType::HaveMap => read_have_map(reader)?,
+            MessageType::Place => Self::Place { id: reader.u64()?, level: reader.u8()? },
             MessageType::Handshake => return read_handshake(reader),
             MessageType::Choke => Self::Choke,
             MessageType::Unchoke => Self::Unchoke,
@@ -312,6 +323,7 @@ impl<'a> Message<'a> {
             Self::PexResCert(certificate) => certificate.len().saturating_add(2),
             Self::Want { .. } => spec.saturating_add(6),
             Self::HaveMap { .. } => 16,
+            Self::Place { .. } => 9,
         };
         body.saturating_add(1)
     }
@@ -392,6 +404,10 @@ impl<'a> Message<'a> {
                 check_munro(munro.0)?;
                 out.extend_from_slice(&munro.0.to_be_bytes());
                 out.extend_from_slice(&granules.to_be_bytes());
+            }
+            Self::Place { id, level } => {
+                out.extend_from_slice(&id.to_be_bytes());
+                out.push(*level);
             }
         }
         Ok(())

@@ -1,5 +1,5 @@
 //! The wire format of PPSPP (RFC 7574 §7 and §8): datagrams to messages and back, for every
-//! message, option and chunk addressing of the RFC and the extension messages 14 to 16.
+//! message, option and chunk addressing of the RFC and the extension messages 14 to 17.
 //!
 //! ```text
 //! datagram = destination channel (4) message*        a keep-alive has no message (RFC 7574 8.14)

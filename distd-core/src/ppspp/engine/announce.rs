@@ -3,7 +3,7 @@
 //! Announcements are coarse first and bounded: HAVE for the largest intervals, then maps of
 //! fragmented munros to peers that understand HAVE_MAP.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use crate::limits::{BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
@@ -11,7 +11,7 @@ use crate::tree::VerifiedMunro;
 use crate::unit::{BlockRange, ChunkRange, MunroIndex};
 
 use super::interval::IntervalSet;
-use super::limits::{ANNOUNCE_SPANS_MAX, NEWS_MAX, TUNE_IN_REPEAT};
+use super::limits::{ANNOUNCE_REPEAT, ANNOUNCE_SPANS_MAX, NEWS_MAX, TUNE_IN_REPEAT};
 
 /// Blocks of a munro, of a granule.
 const MUNRO_BLOCKS: u64 = 1 << (MUNRO_LAYER - BLOCK_LAYER);
@@ -59,10 +59,14 @@ pub(super) struct Told {
     pub(super) queue: VecDeque<Announcement>,
     /// When the next changes are due.
     pub(super) news_at: Option<Instant>,
+    /// When what was told is repeated, and from which change on.
+    repeat: Option<(Instant, u64)>,
     /// The rightmost munro that it was told, how often, and when last.
     munro: Option<(VerifiedMunro, u32, Instant)>,
     /// The newest munro of which the peer holds or acknowledged a chunk.
     reached: Option<MunroIndex>,
+    /// The level of ours that it was told.
+    pub(super) level: Option<u8>,
     /// The newest munro that it sent itself.
     pub(super) knows: Option<VerifiedMunro>,
 }
@@ -71,6 +75,7 @@ impl Told {
     /// Queues what the peer has not been told of what is held here.
     pub(super) fn catch_up(
         &mut self,
+        now: Instant,
         held: &IntervalSet,
         news: &News,
         has: &IntervalSet,
@@ -83,18 +88,42 @@ impl Told {
             self.queue.extend(full_announcement(held, maps));
             return;
         };
-        let mut last = None;
-        for (start, end) in news.changes.iter().skip((next - news.forgotten) as usize) {
+        self.tell(held, news, has, next);
+        self.repeat.get_or_insert((now + ANNOUNCE_REPEAT, next));
+    }
+
+    /// Says once more what was said of late: nobody acknowledges a HAVE, and whoever missed the last
+    /// one of a stretch would wait for it.
+    pub(super) fn repeat(
+        &mut self,
+        now: Instant,
+        held: &IntervalSet,
+        news: &News,
+        has: &IntervalSet,
+    ) {
+        if let Some((_, from)) = self.repeat.take_if(|(at, _)| *at <= now) {
+            self.tell(held, news, has, from);
+        }
+    }
+
+    /// When something is to be said once more.
+    pub(super) fn repeat_at(&self) -> Option<Instant> {
+        self.repeat.map(|(at, _)| at)
+    }
+
+    /// Queues the changes from number `from` on.
+    fn tell(&mut self, held: &IntervalSet, news: &News, has: &IntervalSet, from: u64) {
+        let mut told = BTreeSet::new();
+        for (start, end) in news.changes.iter().skip(from.saturating_sub(news.forgotten) as usize) {
             // RFC 7574 3.2: SHOULD NOT be sent to peers that have it.
             if has.contains(*start, *end) {
                 continue;
             }
             // RFC 7574 4.3.1: the biggest complete interval that contains the new data.
-            let span = held.covering(*start);
-            if span.is_some() && span != last {
-                self.queue.extend(span.and_then(|(start, end)| have(start, end)));
+            let Some((start, end)) = held.covering(*start) else { continue };
+            if told.insert(start) {
+                self.queue.extend(have(start, end));
             }
-            last = span;
         }
     }
 
@@ -146,7 +175,7 @@ pub(super) fn is_newer(a: &VerifiedMunro, b: &VerifiedMunro) -> bool {
     key(a) > key(b)
 }
 
-fn have(start: u64, end: u64) -> Option<Announcement> {
+pub(super) fn have(start: u64, end: u64) -> Option<Announcement> {
     BlockRange::new(crate::unit::BlockIndex(start), end - start).chunks().map(Announcement::Have)
 }
 

@@ -13,6 +13,7 @@ use super::limits::{DEAD_AFTER, DEAD_SENT_MIN, HANDSHAKE_RETRY, HANDSHAKE_RETRY_
 use super::rtt::Rtt;
 use super::serve::Serve;
 use super::source::Source;
+use super::turns::Place;
 
 /// A place in the table of channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +44,8 @@ pub(super) struct Channel {
     pub(super) outbound: bool,
     /// Messages that the peer understands.
     pub(super) messages: MessageSet,
+    /// Where it says that it stands.
+    pub(super) place: Option<Place>,
     pub(super) rtt: Rtt,
     pub(super) source: Source,
     pub(super) serve: Serve,
@@ -106,6 +109,7 @@ impl Channel {
             state: State::Opening,
             outbound,
             messages: MessageSet::default(),
+            place: None,
             rtt: Rtt::new(now),
             source: Source::new(now),
             serve: Serve::new(now),
@@ -219,6 +223,7 @@ impl Channel {
             outstanding_bytes: self.source.outstanding,
             available_blocks: self.source.availability.iter().map(|(s, e)| e - s).sum(),
             since: self.traffic.since,
+            level: self.place.map(|place| place.level),
         }
     }
 }

@@ -13,13 +13,16 @@ use std::time::Instant;
 
 use rand::Rng;
 
-use crate::ppspp::codec::{ChannelId, Handshake, Message, MessageSet, WireProfile, decode};
+use crate::ppspp::codec::{
+    ChannelId, Handshake, Message, MessageSet, MessageType, WireProfile, decode,
+};
 
 use super::channel::{Channel, ChannelIndex, State};
 use super::event::{DownReason, Event, SwarmKey};
 use super::half_open::HalfOpen;
 use super::limits::{
-    BAN, BAN_ALONE, BANS_MAX, CHANNELS_INBOUND_MAX, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, LINKS_MAX,
+    BAN, BAN_ALONE, BANS_MAX, CHANNELS_INBOUND_MAX, GREETING, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX,
+    LINKS_MAX, OWN_ADDRESSES_MAX,
 };
 use super::swarm::Link;
 use super::timers::Timer;
@@ -37,10 +40,12 @@ impl Engine {
     /// Wants a peer: it is dialled, and dialled again whenever its channel is lost.
     pub fn connect(&mut self, now: Instant, key: SwarmKey, address: SocketAddr) {
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
-        if swarm.links.contains_key(&address) || swarm.links.len() >= LINKS_MAX {
+        let known = swarm.links.contains_key(&address) || swarm.own.contains(&address);
+        if known || swarm.links.len() >= LINKS_MAX {
             return;
         }
-        swarm.links.insert(address, Link::default());
+        let greeting = Some(now + GREETING);
+        swarm.links.insert(address, Link { greeting, ..Link::default() });
         self.dial(now, key, address);
     }
 
@@ -134,7 +139,9 @@ impl Engine {
         };
         let swarm = self.swarms.get_mut(&key)?;
         let held = swarm.serve.then_some(&swarm.held);
-        let payload = handshake::datagram_2(local, remote, held, datagram.len())?;
+        let says = swarm.serve && messages.contains(MessageType::Place);
+        let place = says.then_some(swarm.turns.place);
+        let payload = handshake::datagram_2(local, remote, place, held, datagram.len())?;
         assert!(payload.len() <= datagram.len(), "an unproven address gets no more than it sent");
         swarm.counters.sent_datagrams += 1;
         swarm.counters.sent_bytes += payload.len() as u64;
@@ -200,6 +207,7 @@ impl Engine {
         };
         let older: Vec<ChannelIndex> = swarm.members.iter().copied().filter(same).collect();
         swarm.members.push(index);
+        swarm.turns.on_change();
         if let Some(link) = swarm.links.get_mut(&address).filter(|_| outbound) {
             link.failures = 0;
         }
@@ -229,6 +237,8 @@ impl Engine {
             swarm.ledger.unassign(first, index);
         }
         swarm.ledger.forget_channel(index);
+        swarm.turns.forget_channel(index);
+        swarm.placed.retain(|other| *other != index);
         swarm.ledger.withdrawn.retain(|(of, _)| *of != index);
         let lied = matches!(reason, DownReason::Lied { .. } | DownReason::ForgedMunro);
         let alone = swarm.members.is_empty();
@@ -248,18 +258,78 @@ impl Engine {
                 });
             }
         }
-        if let Some(link) = swarm.links.get_mut(&address)
-            && link.channel == Some(index)
-        {
-            link.channel = None;
-            link.failures = link.failures.saturating_add(1);
-            let wait = HANDSHAKE_RETRY * (1 << link.failures.saturating_sub(1).min(8));
-            self.dial_at(key, address, now + wait.min(HANDSHAKE_RETRY_MAX));
+        let mut lost = Vec::new();
+        for (linked, link) in &mut swarm.links {
+            if link.channel == Some(index) {
+                link.channel = None;
+                link.failures = link.failures.saturating_add(1);
+                let wait = HANDSHAKE_RETRY * (1 << link.failures.saturating_sub(1).min(8));
+                lost.push((*linked, now + wait.min(HANDSHAKE_RETRY_MAX)));
+            }
+        }
+        for (linked, at) in lost {
+            self.dial_at(key, linked, at);
         }
         if lied {
             self.ban(now, address, alone);
         }
         self.mark_dirty(key);
+    }
+
+    /// A peer has said where it stands: we do not talk to ourselves, nor twice to one peer, and a
+    /// relay takes its own place by it.
+    pub(super) fn on_placed(&mut self, now: Instant, index: ChannelIndex) {
+        let Some(channel) = self.channels.get(index) else { return };
+        let (key, address, outbound) = (channel.swarm, channel.address, channel.outbound);
+        let (Some(place), Some(swarm)) = (channel.place, self.swarms.get_mut(&key)) else { return };
+        if place.id == swarm.turns.place.id {
+            if outbound {
+                if swarm.own.len() < OWN_ADDRESSES_MAX {
+                    swarm.own.insert(address);
+                }
+                self.disconnect(key, address);
+                self.close(now, index, DownReason::Ourselves);
+            }
+            return;
+        }
+        swarm.turns.on_change();
+        if outbound && swarm.turns.place.stand_below(place) {
+            for member in swarm.members.clone() {
+                self.mark_control(member);
+            }
+        }
+        self.keep_one(now, index, place.id);
+        self.mark_dirty(key);
+    }
+
+    /// Of two channels to one peer the one is kept that the peer with the larger id has opened: both
+    /// sides come to the same conclusion, and who has opened the other closes it.
+    fn keep_one(&mut self, now: Instant, index: ChannelIndex, id: u64) {
+        let Some(channel) = self.channels.get(index) else { return };
+        let (key, address, outbound) = (channel.swarm, channel.address, channel.outbound);
+        let Some(swarm) = self.swarms.get(&key) else { return };
+        let channels = &self.channels;
+        let is_other = |other: &ChannelIndex| {
+            let other_channel = channels.get(*other);
+            // An id is easily copied: whoever copies it at another address drives nobody out.
+            *other != index
+                && other_channel.is_some_and(|other| {
+                    other.address == address && other.place.is_some_and(|place| place.id == id)
+                })
+        };
+        let Some(other) = swarm.members.iter().copied().find(is_other) else { return };
+        let other_outbound = channels.get(other).is_some_and(|channel| channel.outbound);
+        let (closed, kept) = match (outbound, other_outbound) {
+            (true, false) if swarm.turns.place.id < id => (index, other),
+            (false, true) if swarm.turns.place.id < id => (other, index),
+            _ => return,
+        };
+        self.close(now, closed, DownReason::Superseded);
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if let Some(link) = swarm.links.get_mut(&address) {
+            self.timers.disarm(Timer::Link(key, address), &mut link.armed);
+            (link.channel, link.failures) = (Some(kept), 0);
+        }
     }
 
     /// Talks to an address that lied no more for a while. A bit that flips on the way looks like a

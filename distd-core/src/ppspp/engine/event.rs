@@ -49,6 +49,17 @@ impl Class {
     }
 }
 
+/// What a member of a swarm is to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It publishes the log, and fetches nothing.
+    Injector,
+    /// It fetches for those below it.
+    Relay,
+    /// It fetches for itself, and its share of what its equals want.
+    Node,
+}
+
 /// How an engine is set up.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -80,6 +91,8 @@ pub struct SwarmOptions {
     pub held: Vec<BlockRange>,
     /// Whether to answer requests and announce what is held.
     pub serve: bool,
+    /// What it is to the others.
+    pub role: Role,
 }
 
 /// A batch of datagrams for one address.
@@ -187,6 +200,9 @@ pub enum DownReason {
     /// The swarm was removed here.
     #[error("the swarm was left")]
     Left,
+    /// The address is our own.
+    #[error("it is this node itself")]
+    Ourselves,
 }
 
 /// What happened.
@@ -288,6 +304,8 @@ pub struct PeerReport {
     pub available_blocks: u64,
     /// When the channel was made.
     pub since: Instant,
+    /// How far it says that it is from the injector: 0 is the injector, 255 a node.
+    pub level: Option<u8>,
 }
 
 /// What a swarm has moved.

@@ -14,12 +14,13 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::limits::{BLOCK_LAYER, GRANULE_LAYER};
-use crate::unit::{Bin, BlockRange};
+use crate::unit::{Bin, BlockIndex, BlockRange, ChunkRange};
 
 use super::channel::ChannelIndex;
 use super::event::{Class, FetchId, SwarmKey};
 use super::interval::IntervalSet;
 use super::limits::{FETCHES_MAX, RUNS_MAX, SOURCES_PER_RUN, TRIED_MAX};
+use super::turns::{Climb, pieces};
 
 /// A range that somebody asked this engine for.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(super) struct Fetch {
     runs: usize,
     /// Peers that were asked for it.
     tried: Vec<SocketAddr>,
+    /// Peers asked for it, and nobody here: the blocks.
+    errand: Option<(u64, u64)>,
     pub(super) armed: Option<Instant>,
 }
 
@@ -49,6 +52,8 @@ pub(super) struct Run {
     pub(super) avoid: Vec<ChannelIndex>,
     /// Where it stands in line while it has no source.
     ticket: u64,
+    /// How far up it is sought.
+    pub(super) climb: Option<Climb>,
 }
 
 /// A place in the line of runs without a source: class, ticket, first chunk.
@@ -77,6 +82,12 @@ pub(super) struct Ledger {
     pub(super) disarm: Vec<(FetchId, Instant)>,
     /// Flights that are wanted no more.
     pub(super) withdrawn: Vec<(ChannelIndex, u64)>,
+    /// Blocks that are fetched for peers.
+    errands: IntervalSet,
+    /// Fetches for peers whose timers are not set yet.
+    pub(super) arm: Vec<FetchId>,
+    /// There is more background work than at the last look.
+    pub(super) grown: bool,
 }
 
 /// How a block became part of a run.
@@ -102,6 +113,9 @@ impl Ledger {
             hedges: Vec::new(),
             disarm: Vec::new(),
             withdrawn: Vec::new(),
+            errands: IntervalSet::default(),
+            arm: Vec::new(),
+            grown: false,
         }
     }
 
@@ -129,10 +143,64 @@ impl Ledger {
         }
         let mut todo = IntervalSet::default();
         todo.insert(blocks.start.0, blocks.end().0);
-        let fetch = Fetch { class, deadline, todo, runs: 0, tried: Vec::new(), armed: None };
+        let (tried, errand) = (Vec::new(), None);
+        let fetch = Fetch { class, deadline, todo, runs: 0, tried, errand, armed: None };
+        self.grown |= class == Class::Background;
         self.fetches.insert(id, fetch);
         self.unplanned[class.index()].push_back(id);
         true
+    }
+
+    /// Fetches blocks `start..end` for peers, unless that is under way.
+    pub(super) fn insert_errand(&mut self, start: u64, end: u64, class: Class, deadline: Instant) {
+        let mut lacking = IntervalSet::default();
+        lacking.insert(start, end);
+        if class == Class::Background {
+            self.errands
+                .iter_within(start, end)
+                .for_each(|(start, end)| lacking.remove(start, end));
+            for id in &self.unplanned[Class::Background.index()] {
+                let Some(fetch) = self.fetches.get(id) else { continue };
+                fetch
+                    .todo
+                    .iter_within(start, end)
+                    .for_each(|(start, end)| lacking.remove(start, end));
+            }
+        }
+        for (start, end) in lacking.iter() {
+            let id = self.next_id();
+            let blocks = BlockRange::new(BlockIndex(start), end - start);
+            if !self.insert(id, blocks, class, deadline) {
+                return;
+            }
+            if let Some(fetch) = self.fetches.get_mut(&id) {
+                fetch.errand = Some((start, end));
+            }
+            self.errands.insert(start, end);
+            self.arm.push(id);
+        }
+    }
+
+    /// What is left of the background work, in order, cut where stretches end; as many as `count`.
+    pub(super) fn background_pieces(&self, count: usize) -> Vec<(u64, u64)> {
+        let fetches = self.unplanned[Class::Background.index()].iter();
+        let todo =
+            fetches.filter_map(|id| self.fetches.get(id)).flat_map(|fetch| fetch.todo.iter());
+        todo.flat_map(|(start, end)| pieces(start, end)).take(count).collect()
+    }
+
+    /// Members of a hint have nothing of these chunks: runs that wait for them look higher.
+    pub(super) fn on_miss(&mut self, chunks: ChunkRange, index: ChannelIndex) {
+        let from = chunks.start.0.saturating_sub((1 << GRANULE_LAYER) - 1);
+        for (_, run) in self.runs.range_mut(from..chunks.end.0) {
+            if let Some(climb) = &mut run.climb {
+                climb.on_miss(index);
+            }
+        }
+    }
+
+    pub(super) fn run_mut(&mut self, first: u64) -> Option<&mut Run> {
+        self.runs.get_mut(&first)
     }
 
     pub(super) fn fetch_mut(&mut self, id: FetchId) -> Option<&mut Fetch> {
@@ -145,6 +213,11 @@ impl Ledger {
 
     pub(super) fn run(&self, first: u64) -> Option<&Run> {
         self.runs.get(&first)
+    }
+
+    /// Whether no more runs are made for now.
+    pub(super) fn is_full(&self) -> bool {
+        self.runs.len() >= RUNS_MAX
     }
 
     /// Whether anything waits for a source.
@@ -170,9 +243,13 @@ impl Ledger {
         }
     }
 
-    /// Makes one run of background work that `available` holds; it has no source yet and stands in
-    /// no line.
-    pub(super) fn next_background(&mut self, available: &IntervalSet) -> Option<u64> {
+    /// Makes one run of background work that `available` holds and of which `pick` takes a part; it
+    /// has no source yet and stands in no line.
+    pub(super) fn next_background(
+        &mut self,
+        available: &IntervalSet,
+        mut pick: impl FnMut(u64, u64) -> Option<(u64, u64)>,
+    ) -> Option<u64> {
         let mut at = 0;
         while let Some(id) = self.unplanned[Class::Background.index()].get(at).copied() {
             let todo = self.fetches.get(&id).map(|fetch| &fetch.todo);
@@ -180,12 +257,16 @@ impl Ledger {
                 self.unplanned[Class::Background.index()].remove(at);
                 continue;
             }
+            let mut from = 0;
             while let Some((start, end)) =
-                self.fetches.get(&id).and_then(|fetch| fetch.todo.first_common(available))
+                self.fetches.get(&id).and_then(|fetch| fetch.todo.next_common(available, from))
             {
                 if self.runs.len() >= RUNS_MAX {
                     return None;
                 }
+                from = end;
+                let Some((start, end)) = pick(start, end) else { continue };
+                from = start;
                 if let Carved::Created(first) = self.carve(id, start, end) {
                     return Some(first);
                 }
@@ -241,6 +322,7 @@ impl Ledger {
             sources: Vec::new(),
             avoid: Vec::new(),
             ticket: 0,
+            climb: None,
         };
         self.runs.insert(chunk, run);
         Carved::Created(chunk)
@@ -271,7 +353,9 @@ impl Ledger {
             let first = bin.chunks().start.0;
             let (class, deadline, avoid) = (run.class, run.deadline, run.avoid.clone());
             let (waiters, sources) = (run.waiters.clone(), Vec::new());
-            self.runs.insert(first, Run { bin, class, deadline, waiters, sources, avoid, ticket });
+            let climb = run.climb;
+            let half = Run { bin, class, deadline, waiters, sources, avoid, ticket, climb };
+            self.runs.insert(first, half);
             self.pending.insert((class, ticket, first));
         }
     }
@@ -318,8 +402,11 @@ impl Ledger {
 
     /// A channel's index is free for another peer.
     pub(super) fn forget_channel(&mut self, channel: ChannelIndex) {
-        for run in self.runs.values_mut().filter(|run| !run.avoid.is_empty()) {
+        for run in self.runs.values_mut() {
             run.avoid.retain(|avoided| *avoided != channel);
+            if let Some(climb) = &mut run.climb {
+                climb.forget_channel(channel);
+            }
         }
     }
 
@@ -364,6 +451,9 @@ impl Ledger {
     /// Ends a fetch; runs that nobody waits for any more are withdrawn. Gives the peers asked.
     pub(super) fn remove(&mut self, id: FetchId) -> Option<Vec<SocketAddr>> {
         let fetch = self.fetches.remove(&id)?;
+        if let Some((start, end)) = fetch.errand {
+            self.errands.remove(start, end);
+        }
         let unplanned = &mut self.unplanned[fetch.class.index()];
         if let Some(at) = unplanned.iter().position(|other| *other == id) {
             unplanned.remove(at);

@@ -9,6 +9,7 @@ use crate::ppspp::codec::{
 
 use super::announce::{Announcement, largest};
 use super::interval::IntervalSet;
+use super::turns::Place;
 
 /// The only version of the protocol (RFC 7574 §7.2).
 const VERSION: u8 = 1;
@@ -38,19 +39,25 @@ pub(super) fn datagram_1(local: ChannelId, swarm: &SwarmId) -> Vec<u8> {
 }
 
 /// Datagram 2, not longer than the datagram 1 of `question_bytes` that it answers; `None` if that
-/// is too short for it. What is held is announced as far as there is room, the largest intervals.
+/// is too short for it. Our place is told, and what is held as far as there is room, the largest
+/// intervals.
 pub(super) fn datagram_2(
     local: ChannelId,
     remote: ChannelId,
+    place: Option<Place>,
     held: Option<&IntervalSet>,
     question_bytes: usize,
 ) -> Option<Vec<u8>> {
     let mut datagram = begin(remote, Handshake { source: local, options: options() });
-    for announcement in held.map(|held| largest(held, 2)).unwrap_or_default() {
-        let Announcement::Have(chunks) = announcement else { continue };
-        let have = Message::Have(chunks);
-        if datagram.len() + have.encoded_len(&WireProfile::LIVE) <= question_bytes {
-            let written = have.encode(&WireProfile::LIVE, &mut datagram);
+    let place = place.map(|Place { id, level }| Message::Place { id, level });
+    let held = held.map(|held| largest(held, 2)).unwrap_or_default();
+    let haves = held.into_iter().filter_map(|announcement| match announcement {
+        Announcement::Have(chunks) => Some(Message::Have(chunks)),
+        Announcement::Map(..) => None,
+    });
+    for message in place.into_iter().chain(haves) {
+        if datagram.len() + message.encoded_len(&WireProfile::LIVE) <= question_bytes {
+            let written = message.encode(&WireProfile::LIVE, &mut datagram);
             assert!(written.is_ok(), "what is held lies within the log");
         }
     }
@@ -104,12 +111,13 @@ mod tests {
         let question = datagram_1(ChannelId(7), &id);
         let mut held = IntervalSet::default();
         (0..10).for_each(|i| held.insert(i * 100, i * 100 + 50));
-        let answer = datagram_2(ChannelId(8), ChannelId(7), Some(&held), question.len());
+        let place = Some(Place { id: 1, level: 0 });
+        let answer = datagram_2(ChannelId(8), ChannelId(7), place, Some(&held), question.len());
         let answer = answer.expect("fits");
         assert!(answer.len() <= question.len());
         let messages: Vec<_> = decode(&answer, &WireProfile::LIVE).expect("valid").collect();
-        assert!(messages.len() >= 2, "there is room for an interval: {messages:?}");
-        assert!(datagram_2(ChannelId(8), ChannelId(7), None, 20).is_none());
+        assert!(messages.len() >= 3, "there is room for an interval: {messages:?}");
+        assert!(datagram_2(ChannelId(8), ChannelId(7), None, None, 20).is_none());
     }
 
     #[test]

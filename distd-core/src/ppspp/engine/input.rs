@@ -221,11 +221,20 @@ impl Engine {
         for (fetch, at) in std::mem::take(&mut swarm.ledger.disarm) {
             self.timers.disarm(Timer::Fetch(fetch), &mut Some(at));
         }
+        for id in std::mem::take(&mut swarm.ledger.arm) {
+            if let Some(fetch) = swarm.ledger.fetch_mut(id) {
+                self.timers.arm(Timer::Fetch(id), fetch.deadline, &mut fetch.armed);
+            }
+        }
+        let placed = std::mem::take(&mut swarm.placed);
         if swarm.dirty || swarm.spread {
             self.mark_dirty(key);
         }
         if let Err(reason) = result {
             return self.close(now, index, reason);
+        }
+        for index in placed {
+            self.on_placed(now, index);
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
         if channel.acks_due(now) || !channel.source.asks.is_empty() || channel.serve.choke.is_some()
@@ -272,6 +281,13 @@ impl Engine {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::Fetch(fetch) => self.fail(fetch, FetchError::Deadline),
+                Timer::Swarm(key) => {
+                    if let Some(swarm) = self.swarms.get_mut(&key) {
+                        swarm.armed = None;
+                        swarm.on_news();
+                        self.mark_dirty(key);
+                    }
+                }
                 Timer::Link(key, address) => {
                     let Some(swarm) = self.swarms.get_mut(&key) else { continue };
                     let Some(link) = swarm.links.get_mut(&address) else { continue };
@@ -390,6 +406,7 @@ impl Engine {
             channel.serve.sent.oldest().map(|at| at + life),
             channel.serve.paced_until,
             channel.told.news_at,
+            channel.told.repeat_at(),
             channel.told.munro_at(heard, swarm.newest.as_ref()),
         ]
         .into_iter()

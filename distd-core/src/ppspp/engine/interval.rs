@@ -91,7 +91,11 @@ impl IntervalSet {
 
     /// The first stretch that is in both sets.
     pub(super) fn first_common(&self, other: &Self) -> Option<(u64, u64)> {
-        let (mut at, _) = self.first()?;
+        self.next_common(other, 0)
+    }
+
+    /// The first stretch at `at` or behind that is in both sets.
+    pub(super) fn next_common(&self, other: &Self, mut at: u64) -> Option<(u64, u64)> {
         loop {
             let (start, end) = self.first_within(at, u64::MAX)?;
             if let Some(common) = other.first_within(start, end) {
@@ -103,9 +107,28 @@ impl IntervalSet {
         }
     }
 
+    /// How many integers there are.
+    pub(super) fn count(&self) -> u64 {
+        self.iter().map(|(start, end)| end - start).sum()
+    }
+
     /// The first interval.
     pub(super) fn first(&self) -> Option<(u64, u64)> {
         self.spans.first_key_value().map(|(start, end)| (*start, *end))
+    }
+
+    /// The stretches of the set within `start..end`, in order.
+    pub(super) fn iter_within(
+        &self,
+        start: u64,
+        end: u64,
+    ) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut at = start;
+        std::iter::from_fn(move || {
+            let found = self.first_within(at, end)?;
+            at = found.1;
+            Some(found)
+        })
     }
 
     /// All intervals in order.

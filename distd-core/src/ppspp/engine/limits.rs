@@ -47,6 +47,8 @@ pub const ANNOUNCE_SPANS_MAX: usize = 192;
 pub const NEWS_MAX: usize = 1024;
 /// Announcements of newly held data wait this long for company.
 pub const ANNOUNCE_DELAY: Duration = Duration::from_millis(5);
+/// After how long announcements are repeated: they may be lost.
+pub const ANNOUNCE_REPEAT: Duration = Duration::from_millis(150);
 /// Wait before the rightmost signed munro is repeated to a peer that is otherwise idle.
 pub const TUNE_IN_REPEAT: Duration = Duration::from_millis(100);
 
@@ -87,6 +89,46 @@ pub const CREDIT_MAX: u64 = 1 << 17;
 /// Signatures of munros that were not asked for and turn out to be no news, checked per peer and
 /// minute (INTEGRITY.1).
 pub const SIGNATURE_CHECKS_PER_MINUTE: u32 = 8;
+/// Stretches whose owner is remembered; beyond, all are computed anew.
+pub const OWNERS_MAX: usize = 4096;
+/// Stretches remembered that equals asked for; beyond, all are forgotten.
+pub const CLAIMS_MAX: usize = 4096;
+/// Stretches of background work that are looked at for whom to ask to fetch them: 64 MiB.
+pub const LOOK_AHEAD_STRETCHES: usize = 256;
+/// How often waiting background work is looked at.
+pub const TURNS_TICK: Duration = Duration::from_millis(100);
+/// Least and longest time that an equal may be without progress while a reader waits for what it
+/// fetches, before it is fetched from above.
+pub const PATIENCE_WAITED_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+pub const PATIENCE_WAITED_MAX: Duration = Duration::from_secs(1);
+/// The same where nobody waits.
+pub const PATIENCE_BACKGROUND_MIN: Duration = Duration::from_millis(400);
+/// The longest.
+pub const PATIENCE_BACKGROUND_MAX: Duration = Duration::from_secs(5);
+/// How long a reader waits for others' fetches at the most, whatever progress they make.
+pub const HOLD_WAITED: Duration = Duration::from_secs(2);
+/// The same for background work: at least, as the line may be thin.
+pub const HOLD_BACKGROUND: Duration = Duration::from_secs(30);
+/// And at most.
+pub const HOLD_BACKGROUND_MAX: Duration = Duration::from_secs(600);
+/// How long who let others wait in vain is passed over; doubled each time, up to 32 times that.
+pub const PASSED_OVER: Duration = Duration::from_secs(10);
+/// How long the injector is spared after other members were dialled: they may have it, too.
+pub const GREETING: Duration = Duration::from_millis(100);
+/// Blocks that one peer may have asked us to fetch and that are not here yet: 16 MiB.
+pub const AWAITED_BLOCKS_MAX: u64 = 4096;
+/// Ranges of them.
+pub const AWAITED_SPANS_MAX: usize = 1024;
+/// Longest time that what a peer asked for is sought.
+pub const ERRAND_MAX: Duration = Duration::from_secs(60);
+/// How long announcements to members above us wait for company: they hold it themselves.
+pub const ANNOUNCE_DELAY_ABOVE: Duration = Duration::from_millis(500);
+/// Addresses remembered to be our own.
+pub const OWN_ADDRESSES_MAX: usize = 64;
+/// How much later a second source farther away is sought for a run whose near one is late.
+pub const HEDGE_FARTHER: Duration = Duration::from_millis(200);
+
 /// Trees of munros kept per swarm, 17 KiB each.
 pub const TREES_MAX: usize = 256;
 

@@ -19,6 +19,7 @@
 //! | `channel`, `swarm`, `timers`, `rtt` | what is kept of a peer, a log, the time |
 //! | `receive` | what each message does |
 //! | `fetch`, `picker`, `source`, `flight`, `offered` | what is wanted, of whom, and what is there of it |
+//! | `turns` | who of a level fetches what from above |
 //! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
 //! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
 
@@ -47,6 +48,7 @@ mod swarm;
 mod tests;
 mod timers;
 mod transmit;
+mod turns;
 mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -64,8 +66,8 @@ use crate::unit::BlockRange;
 use channel::{ChannelIndex, Channels};
 pub use event::{
     Class, DiskId, DiskRequest, DownReason, EngineConfig, EngineCounters, Event, FetchError,
-    FetchId, HashId, HashRequest, PeerReport, PeerState, SwarmCounters, SwarmKey, SwarmOptions,
-    Transmit,
+    FetchId, HashId, HashRequest, PeerReport, PeerState, Role, SwarmCounters, SwarmKey,
+    SwarmOptions, Transmit,
 };
 use half_open::HalfOpenTable;
 use interval::IntervalSet;
@@ -73,6 +75,7 @@ use receive::HashQueue;
 use serve::Urgency;
 use swarm::Swarm;
 use timers::{Timer, Timers};
+use turns::Place;
 
 /// The protocol's engine.
 #[derive(Debug)]
@@ -154,7 +157,8 @@ impl Engine {
         }
         let key = SwarmKey(self.next_swarm);
         self.next_swarm += 1;
-        let mut swarm = Swarm::new(key, options.id, origin, options.serve);
+        let place = Place::new(self.rng.random(), options.role);
+        let mut swarm = Swarm::new(key, options.id, origin, options.serve, place);
         swarm.newest = options.newest;
         for blocks in options.held {
             swarm.held.insert(blocks.start.0, blocks.end().0);
@@ -167,6 +171,7 @@ impl Engine {
     /// Leaves a swarm: says goodbye to its peers and cancels its fetches.
     pub fn remove_swarm(&mut self, now: Instant, key: SwarmKey) {
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        self.timers.disarm(Timer::Swarm(key), &mut swarm.armed);
         for (address, mut link) in std::mem::take(&mut swarm.links) {
             self.timers.disarm(Timer::Link(key, address), &mut link.armed);
         }
@@ -256,11 +261,22 @@ impl Engine {
         swarm.held.insert(start, end);
         swarm.news.push(start, end);
         if swarm.serve {
-            for index in swarm.members.clone() {
-                if let Some(channel) = self.channels.get_mut(index)
-                    && channel.told.news_at.is_none()
-                {
-                    channel.told.news_at = Some(now + limits::ANNOUNCE_DELAY);
+            let members = swarm.members.iter();
+            let members: Vec<(ChannelIndex, bool)> = members
+                .filter_map(|index| {
+                    Some((*index, swarm.turns.rank(self.channels.get(*index)?.place) > 0))
+                })
+                .collect();
+            for (index, above) in members {
+                let Some(channel) = self.channels.get_mut(index) else { continue };
+                if channel.source.awaited.first_within(start, end).is_some() {
+                    channel.source.awaited.remove(start, end);
+                    channel.told.news_at = Some(now);
+                    self.mark_control(index);
+                } else if channel.told.news_at.is_none() {
+                    let delay =
+                        if above { limits::ANNOUNCE_DELAY_ABOVE } else { limits::ANNOUNCE_DELAY };
+                    channel.told.news_at = Some(now + delay);
                     self.touch(index);
                 }
             }

@@ -1,21 +1,28 @@
 //! Which source is asked for which run.
 //!
-//! Waited runs go to the source that is likely to deliver first. Background work is dealt out in
-//! stretches to every source with room, beginning with another one each time, so that all of them
-//! work and neighbouring granules travel together. Silent sources (P3: they claim and never
-//! answer) come last.
+//! The nearest level that has a run delivers it: equals, then relays, then the injector; what nobody
+//! near has is fetched from above by one of the equals (`turns`). Within a level waited runs go to the
+//! source that is likely to deliver first. Background work is dealt out in stretches to every source
+//! with room, beginning with another one each time, so that all of them work and neighbouring granules
+//! travel together. Silent sources (P3: they claim and never answer) come last.
 
-use std::cmp::Ordering;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::limits::BLOCK_LAYER;
+use crate::unit::{BlockIndex, BlockRange};
 
 use super::channel::{ChannelIndex, Channels};
 use super::event::Class;
 use super::fetch::Place;
-use super::limits::{PLAN_MISSES_MAX, SOURCES_PER_RUN, STRETCH_RUNS};
+use super::interval::IntervalSet;
+use super::limits::{
+    HEDGE_FARTHER, HOLD_BACKGROUND, LOOK_AHEAD_STRETCHES, PLAN_MISSES_MAX, SOURCES_PER_RUN,
+    STRETCH_RUNS,
+};
+use super::source::Ask;
 use super::swarm::Swarm;
+use super::turns::{Climb, Step, stretch_of};
 
 /// Gives runs their sources; `budget` is what may be asked for in all, in bytes. Names the
 /// channels that have something to ask.
@@ -38,8 +45,15 @@ pub(super) fn plan(
     if !swarm.ledger.has_work() {
         return asked;
     }
+    let greeting = swarm.greeting(now, channels);
+    let grown = std::mem::take(&mut swarm.ledger.grown);
+    swarm.turns.epoch += u64::from(grown);
+    let refreshed = swarm.turns.refresh(now, &swarm.members, channels, greeting);
     upgrade(now, swarm, channels, &mut asked);
     swarm.ledger.expand_waited();
+    if (refreshed || grown) && !swarm.turns.is_flat() {
+        climb_background(now, swarm, channels, &mut asked);
+    }
     assign_pending(now, swarm, channels, budget, &mut asked);
     hedge(now, swarm, channels, &mut asked);
     deal_background(now, swarm, channels, budget, &mut asked);
@@ -60,6 +74,37 @@ fn upgrade(
                 channel.source.upgrade(now, first, run.deadline, &channel.rtt);
                 asked.push(*index);
             }
+        }
+    }
+}
+
+/// Looks at who fetches what of the background work, and asks those who should and may not know.
+fn climb_background(
+    now: Instant,
+    swarm: &mut Swarm,
+    channels: &mut Channels,
+    asked: &mut Vec<ChannelIndex>,
+) {
+    let pieces = swarm.ledger.background_pieces(LOOK_AHEAD_STRETCHES);
+    let members = &swarm.members;
+    let ranks: Vec<(usize, ChannelIndex)> = members
+        .iter()
+        .filter_map(|index| Some((swarm.turns.rank(channels.get(*index)?.place), *index)))
+        .filter(|(rank, _)| *rank > 0)
+        .collect();
+    let offers = |rank: usize, start: u64, end: u64, channels: &Channels| {
+        ranks.iter().filter(|(of, _)| *of == rank).any(|(_, index)| {
+            let channel = channels.get(*index);
+            channel.is_some_and(|c| c.source.availability.first_within(start, end).is_some())
+        })
+    };
+    let asks = swarm.turns.step_background(now, &pieces, channels, offers);
+    for (index, hops, start, end) in asks {
+        let blocks = BlockRange::new(BlockIndex(start), end - start);
+        if let (Some(channel), Some(chunks)) = (channels.get_mut(index), blocks.chunks()) {
+            let (class, deadline) = (Class::Background, now + HOLD_BACKGROUND);
+            channel.source.wish(Ask { chunks, class, deadline }, hops);
+            asked.push(index);
         }
     }
 }
@@ -92,7 +137,17 @@ fn assign_pending(
         if place.0 == Class::Background && *budget < bytes {
             break;
         }
-        match choose(swarm, channels, place.2) {
+        match choose(now, swarm, channels, place.2) {
+            Choice::Ask(index, hops) => {
+                misses += 1;
+                wish(swarm, channels, place.2, index, hops);
+                asked.push(index);
+                swarm.ledger.park(place);
+            }
+            Choice::Wait => {
+                misses += 1;
+                swarm.ledger.park(place);
+            }
             Choice::Source(index, address) => {
                 *budget = budget.saturating_sub(bytes);
                 ask(now, swarm, channels, place.2, index, address);
@@ -119,15 +174,38 @@ fn hedge(now: Instant, swarm: &mut Swarm, channels: &mut Channels, asked: &mut V
         if swarm.ledger.run(first).is_none_or(|run| run.sources.len() >= SOURCES_PER_RUN) {
             continue;
         }
-        if let Choice::Source(index, address) = choose(swarm, channels, first) {
-            swarm.counters.hedged_runs += 1;
-            ask(now, swarm, channels, first, index, address);
-            asked.push(index);
+        match choose(now, swarm, channels, first) {
+            Choice::Source(index, address) => {
+                swarm.counters.hedged_runs += 1;
+                ask(now, swarm, channels, first, index, address);
+                asked.push(index);
+            }
+            Choice::Ask(..) | Choice::Wait => {
+                // Nobody near has it, too: those above are spared a little longer.
+                let Some(run) = swarm.ledger.run_mut(first) else { continue };
+                run.climb.get_or_insert(Climb::new(now)).hurry();
+                for index in run.sources.clone() {
+                    if let Some(channel) = channels.get_mut(index) {
+                        channel.source.hedge_again(first, now + HEDGE_FARTHER);
+                        asked.push(index);
+                    }
+                }
+            }
+            Choice::Full | Choice::Parts | Choice::Nobody => {}
         }
     }
 }
 
-/// Background work for everyone with room.
+/// Asks a member to fetch a run that it does not have.
+fn wish(swarm: &Swarm, channels: &mut Channels, first: u64, index: ChannelIndex, hops: u8) {
+    let Some(run) = swarm.ledger.run(first) else { return };
+    let ask = Ask { chunks: run.bin.chunks(), class: run.class, deadline: run.deadline };
+    if let Some(channel) = channels.get_mut(index) {
+        channel.source.wish(ask, hops);
+    }
+}
+
+/// Background work for everyone with room, the nearest first.
 fn deal_background(
     now: Instant,
     swarm: &mut Swarm,
@@ -135,16 +213,33 @@ fn deal_background(
     budget: &mut u64,
     asked: &mut Vec<ChannelIndex>,
 ) {
+    let (flat, epoch) = (swarm.turns.is_flat(), swarm.turns.epoch);
     let wants = |index: &ChannelIndex| {
-        channels.get(*index).is_some_and(|channel| channel.source.wants_more(&channel.rtt))
+        let channel = channels.get(*index)?;
+        let source = &channel.source;
+        let wants = !source.is_silent() && source.dry != epoch && source.wants_more(&channel.rtt);
+        let rank = if flat { 0 } else { swarm.turns.rank(channel.place) };
+        wants.then_some((rank, *index))
     };
-    let members: Vec<ChannelIndex> = swarm.members.iter().copied().filter(wants).collect();
-    if members.is_empty() {
-        return;
+    let mut members: Vec<(usize, ChannelIndex)> = swarm.members.iter().filter_map(wants).collect();
+    members.sort_unstable();
+    for rank in members.chunk_by(|a, b| a.0 == b.0) {
+        deal_rank(now, swarm, channels, rank, budget, asked);
     }
+}
+
+/// Background work for the members of one rank.
+fn deal_rank(
+    now: Instant,
+    swarm: &mut Swarm,
+    channels: &mut Channels,
+    members: &[(usize, ChannelIndex)],
+    budget: &mut u64,
+    asked: &mut Vec<ChannelIndex>,
+) {
     let mut idle = 0;
     while idle < members.len() {
-        let index = members[swarm.rotor % members.len()];
+        let (rank, index) = members[swarm.rotor % members.len()];
         swarm.rotor = (swarm.rotor + 1) % members.len();
         idle += 1;
         let mut runs = 0;
@@ -156,7 +251,14 @@ fn deal_background(
                 break;
             }
             let address = channel.address;
-            let Some(first) = swarm.ledger.next_background(&channel.source.availability) else {
+            let Some(first) = next_background(swarm, channels, rank, &channel.source.availability)
+            else {
+                let epoch = swarm.turns.epoch;
+                if let Some(channel) = channels.get_mut(index)
+                    && !swarm.ledger.is_full()
+                {
+                    channel.source.dry = epoch;
+                }
                 break;
             };
             *budget -= swarm.ledger.run(first).map_or(0, |run| run.bin.byte_len());
@@ -168,6 +270,32 @@ fn deal_background(
             idle = 0;
         }
     }
+}
+
+/// Makes a run of background work that `available` holds. What comes from above is our share of what
+/// nobody nearer has.
+fn next_background(
+    swarm: &mut Swarm,
+    channels: &Channels,
+    rank: usize,
+    available: &IntervalSet,
+) -> Option<u64> {
+    let Swarm { ledger, turns, members, .. } = swarm;
+    if rank == 0 {
+        return ledger.next_background(available, |start, end| Some((start, end)));
+    }
+    let mut nearer: Vec<&IntervalSet> = Vec::new();
+    for channel in members.iter().filter_map(|index| channels.get(*index)) {
+        if turns.rank(channel.place) < rank && !channel.source.is_silent() && !channel.source.choked
+        {
+            nearer.push(&channel.source.availability);
+        }
+    }
+    let held_until = |start: u64, end: u64| {
+        nearer.iter().filter_map(|has| has.covering(start)).map(|(_, until)| until.min(end)).max()
+    };
+    ledger
+        .next_background(available, |start, end| turns.first_of_ours(start, end, rank, held_until))
 }
 
 /// Asks `index` for the run.
@@ -196,45 +324,91 @@ enum Choice {
     Parts,
     /// No open channel has any of it.
     Nobody,
+    /// This member is to be asked to fetch it, with so many hops.
+    Ask(ChannelIndex, u8),
+    /// Somebody was.
+    Wait,
 }
 
-/// A candidate's merits: those that failed the run and silent ones come last, then the quickest.
-type Merit = (bool, bool, Duration, u64);
+/// A candidate's merits: those that failed the run and silent ones come last, then the nearest, then
+/// the quickest.
+type Merit = (bool, bool, usize, Duration, u64);
 
-fn choose(swarm: &Swarm, channels: &Channels, first: u64) -> Choice {
+/// Who has a run.
+#[derive(Default)]
+struct Candidates {
+    /// With room for another request.
+    able: Vec<(Merit, ChannelIndex, SocketAddr)>,
+    /// Ranks with a member that has it and can be relied on, as bits.
+    ranks: u64,
+    somebody: bool,
+    parts: bool,
+}
+
+impl Candidates {
+    fn of(swarm: &Swarm, channels: &Channels, first: u64) -> Self {
+        let mut candidates = Self::default();
+        let Some(run) = swarm.ledger.run(first) else { return candidates };
+        for index in &swarm.members {
+            let Some(channel) = channels.get(*index) else { continue };
+            let source = &channel.source;
+            if source.choked || run.sources.contains(index) {
+                continue;
+            }
+            if !source.has(run.bin) {
+                candidates.parts |= source.has_some(run.bin);
+                continue;
+            }
+            candidates.somebody = true;
+            let (failed, silent) = (run.avoid.contains(index), source.is_silent());
+            let rank = swarm.turns.rank(channel.place);
+            if !failed && !silent {
+                candidates.ranks |= 1 << rank.min(63);
+            }
+            // A silent source keeps few requests: one that came back answers them.
+            let room = source.room(run.class, &channel.rtt);
+            if room >= run.bin.byte_len() {
+                let expected = source.expected(run.class, &channel.rtt);
+                let merit = (failed, silent, rank, expected, source.outstanding);
+                candidates.able.push((merit, *index, channel.address));
+            }
+        }
+        candidates
+    }
+
+    /// The best one of this rank or nearer; of all, if everybody else has failed.
+    fn best(&self, rank: usize) -> Option<(ChannelIndex, SocketAddr)> {
+        let within = self.able.iter().filter(|(merit, ..)| merit.2 <= rank);
+        let best = within.min_by_key(|(merit, ..)| *merit)?;
+        Some((best.1, best.2))
+    }
+}
+
+fn choose(now: Instant, swarm: &mut Swarm, channels: &mut Channels, first: u64) -> Choice {
+    let candidates = Candidates::of(swarm, channels, first);
     let Some(run) = swarm.ledger.run(first) else { return Choice::Nobody };
-    let mut best: Option<(Merit, ChannelIndex, SocketAddr)> = None;
-    let (mut somebody, mut parts) = (false, false);
-    for index in &swarm.members {
-        let Some(channel) = channels.get(*index) else { continue };
-        let source = &channel.source;
-        if source.choked || run.sources.contains(index) {
-            continue;
+    let (bin, class) = (run.bin, run.class);
+    let mut reach = usize::MAX;
+    if candidates.ranks & 1 != 0 {
+        reach = 0;
+    } else if !swarm.turns.is_flat() {
+        let mut climb = run.climb.unwrap_or(Climb::new(now));
+        let stretch = stretch_of(bin.chunks().start.0 >> BLOCK_LAYER);
+        let offers = |rank: usize| candidates.ranks & (1 << rank.min(63)) != 0;
+        let step = swarm.turns.step(now, &mut climb, stretch, class, channels, offers);
+        if let Some(run) = swarm.ledger.run_mut(first) {
+            run.climb = Some(climb);
         }
-        if !source.has(run.bin) {
-            parts |= source.has_some(run.bin);
-            continue;
-        }
-        somebody = true;
-        // A silent source keeps few requests: one that came back answers them.
-        let room = source.room(run.class, &channel.rtt);
-        if room < run.bin.byte_len() {
-            continue;
-        }
-        let merit = (
-            run.avoid.contains(index),
-            source.is_silent(),
-            source.expected(run.class, &channel.rtt),
-            source.outstanding,
-        );
-        if best.as_ref().is_none_or(|(least, ..)| merit.cmp(least) == Ordering::Less) {
-            best = Some((merit, *index, channel.address));
+        match step {
+            Step::Take(rank) => reach = rank,
+            Step::Wait => return Choice::Wait,
+            Step::Ask(index, hops) => return Choice::Ask(index, hops),
         }
     }
-    match best {
-        Some((_, index, address)) => Choice::Source(index, address),
-        None if somebody => Choice::Full,
-        None if parts && run.bin.layer() > BLOCK_LAYER => Choice::Parts,
+    match candidates.best(reach) {
+        Some((index, address)) => Choice::Source(index, address),
+        None if candidates.somebody => Choice::Full,
+        None if candidates.parts && bin.layer() > BLOCK_LAYER => Choice::Parts,
         None => Choice::Nobody,
     }
 }

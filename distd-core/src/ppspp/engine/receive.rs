@@ -1,7 +1,7 @@
 //! What the messages of an open channel do (RFC 7574 §3).
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::keys::NtpTime;
 use crate::limits::{BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
@@ -9,13 +9,17 @@ use crate::ppspp::codec::{Message, WireClass};
 use crate::tree::{MunroTree, NodeHash, SignedMunro, VerifiedMunro, VerifiedRun, VerifyError};
 use crate::unit::{Bin, ChunkRange, MunroIndex};
 
-use super::announce::is_newer;
+use super::announce::{have, is_newer};
 use super::channel::{Channel, ChannelIndex};
 use super::event::{Class, DownReason, Event, HashId, HashRequest};
 use super::interval::IntervalSet;
-use super::limits::{AVAILABILITY_SPANS_MAX, STRAYS_MAX};
+use super::limits::{
+    AVAILABILITY_SPANS_MAX, AWAITED_BLOCKS_MAX, AWAITED_SPANS_MAX, ERRAND_MAX, MISSES_MAX,
+    STRAYS_MAX,
+};
 use super::source::Arrival;
 use super::swarm::Swarm;
+use super::turns::Place;
 
 /// Runs to be hashed.
 #[derive(Debug, Default)]
@@ -53,12 +57,24 @@ impl Receive<'_> {
             Message::Have(chunks) => self.on_have(chunks),
             Message::HaveMap { munro, granules } => self.on_have_map(munro, granules),
             Message::Request(chunks) => self.on_request(chunks, Class::Background),
-            Message::Want { chunks, class, .. } => {
+            Message::Want { chunks, class, deadline_ms, hops } => {
                 let class = match class {
                     WireClass::Waited => Class::Waited,
                     WireClass::Background => Class::Background,
                 };
-                self.on_request(chunks, class);
+                if hops == 0 {
+                    self.on_request(chunks, class);
+                } else {
+                    let patience = Duration::from_millis(deadline_ms.into()).min(ERRAND_MAX);
+                    self.on_wish(chunks, class, self.now + patience, hops);
+                }
+            }
+            Message::Place { id, level } => {
+                let place = Place { id, level };
+                if self.channel.place != Some(place) {
+                    self.channel.place = Some(place);
+                    self.swarm.placed.push(self.index);
+                }
             }
             Message::Cancel(chunks) => self.channel.serve.on_cancel(chunks),
             Message::Miss(chunks) => self.on_miss(chunks),
@@ -297,11 +313,13 @@ impl Receive<'_> {
         // RFC 7574 3.8: a HAVE cancels its sender's requests for the same chunks.
         self.channel.serve.on_cancel(chunks);
         self.channel.told.on_reached(chunks);
+        self.channel.source.on_progress(self.now);
         let start = chunks.start.0.div_ceil(1 << BLOCK_LAYER);
         self.learn(start, chunks.end.0 >> BLOCK_LAYER);
     }
 
     fn on_have_map(&mut self, munro: MunroIndex, granules: u64) {
+        self.channel.source.on_progress(self.now);
         let blocks = 1 << (GRANULE_LAYER - BLOCK_LAYER);
         let first = munro.blocks().start.0;
         for granule in (0..64u64).filter(|granule| granules & (1 << granule) != 0) {
@@ -323,6 +341,7 @@ impl Receive<'_> {
             return;
         }
         known.insert(start, end);
+        self.channel.source.dry = 0;
         self.swarm.on_news();
     }
 
@@ -331,6 +350,45 @@ impl Receive<'_> {
             let round_trip = self.channel.rtt.minimum();
             self.channel.serve.on_request(self.now, chunks, class, round_trip);
         }
+    }
+
+    /// The peer asks us to fetch what we lack and to say so when it is here; what is here is said at
+    /// once. Upwards only: for an equal we fetch from above ourselves.
+    fn on_wish(&mut self, chunks: ChunkRange, class: Class, deadline: Instant, hops: u8) {
+        if !self.swarm.serve {
+            return;
+        }
+        let (start, end) = (chunks.start.0 >> BLOCK_LAYER, chunks.end.0.div_ceil(1 << BLOCK_LAYER));
+        let mut lacking = IntervalSet::default();
+        let room = AWAITED_BLOCKS_MAX.saturating_sub(self.channel.source.awaited.count());
+        lacking.insert(start, end.min(start.saturating_add(room)));
+        for (from, until) in self.swarm.held.iter_within(start, end) {
+            lacking.remove(from, until);
+            if self.channel.told.queue.len() < MISSES_MAX {
+                self.channel.told.queue.extend(have(from, until));
+            }
+            if lacking.len() > AWAITED_SPANS_MAX {
+                return;
+            }
+        }
+        let awaited = self.channel.source.awaited.len() + lacking.len();
+        // Who dials nobody has nobody above.
+        if self.swarm.links.is_empty() || awaited > AWAITED_SPANS_MAX {
+            for chunks in lacking.iter().filter_map(|(start, end)| blocks_to_chunks(start, end)) {
+                if self.channel.serve.misses.len() < MISSES_MAX {
+                    self.channel.serve.misses.push(chunks);
+                }
+            }
+            return;
+        }
+        for (start, end) in lacking.iter() {
+            self.channel.source.awaited.insert(start, end);
+            if hops == 1 {
+                self.swarm.turns.claim(start, end);
+            }
+            self.swarm.ledger.insert_errand(start, end, class, deadline);
+        }
+        self.swarm.dirty = true;
     }
 
     /// Without blame: a cache evicts.
@@ -342,6 +400,12 @@ impl Receive<'_> {
             self.channel.source.remove(first);
             self.swarm.ledger.unassign(first, self.index);
         }
-        self.swarm.dirty = true;
+        self.swarm.ledger.on_miss(chunks, self.index);
+        self.swarm.turns.on_miss(self.index, chunks.start.0 >> BLOCK_LAYER, end);
+        self.swarm.on_news();
     }
+}
+
+fn blocks_to_chunks(start: u64, end: u64) -> Option<ChunkRange> {
+    ChunkRange::new(start << BLOCK_LAYER, end << BLOCK_LAYER)
 }

@@ -19,7 +19,8 @@ use super::event::Class;
 use super::flight::{Delivery, Flight, Hashing, LANES, Lane, lane};
 use super::interval::IntervalSet;
 use super::limits::{
-    CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN,
+    CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, PASSED_OVER, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX,
+    WINDOW_BYTES_MIN,
 };
 use super::offered::Offered;
 use super::rtt::Rtt;
@@ -86,8 +87,19 @@ pub(super) struct Source {
     pub(super) strays: u32,
     /// Ranges to ask for in the next datagram.
     pub(super) asks: Vec<Ask>,
+    /// Ranges to ask it to fetch, in the next datagram, and how often that may be passed on.
+    pub(super) wishes: Vec<(Ask, u8)>,
     /// Ranges to cancel in the next datagram.
     pub(super) cancels: Vec<ChunkRange>,
+    /// The epoch ([`super::turns::Turns::epoch`]) in which it had nothing more of what is wanted in the
+    /// background.
+    pub(super) dry: u64,
+    /// Blocks that it asked us to fetch and that are not here yet.
+    pub(super) awaited: IntervalSet,
+    /// When it last said that it holds something.
+    progress_at: Instant,
+    /// It let us wait in vain: until when it is passed over, and how often that was.
+    passed_over: (Option<Instant>, u32),
     flights: BTreeMap<u64, Flight>,
     /// The chunks of the flight of which something arrived last; none if it is gone.
     arriving: Range<u64>,
@@ -111,7 +123,12 @@ impl Source {
             outstanding: 0,
             strays: 0,
             asks: Vec::new(),
+            wishes: Vec::new(),
             cancels: Vec::new(),
+            dry: 0,
+            awaited: IntervalSet::default(),
+            progress_at: now,
+            passed_over: (None, 0),
             flights: BTreeMap::new(),
             arriving: 0..0,
             hedges: BTreeSet::new(),
@@ -415,6 +432,45 @@ impl Source {
         overlapping.map(|(first, _)| *first).collect()
     }
 
+    /// Asks it to fetch what it does not have.
+    pub(super) fn wish(&mut self, ask: Ask, hops: u8) {
+        if let Some((last, _)) = self.wishes.last_mut().filter(|(last, last_hops)| {
+            *last_hops == hops && last.class == ask.class && last.chunks.end == ask.chunks.start
+        }) {
+            last.chunks.end = ask.chunks.end;
+            last.deadline = last.deadline.max(ask.deadline);
+            return;
+        }
+        self.wishes.push((ask, hops));
+    }
+
+    /// It said that it holds something.
+    pub(super) fn on_progress(&mut self, now: Instant) {
+        self.progress_at = now;
+        self.passed_over = (None, 0);
+    }
+
+    pub(super) fn progress_at(&self) -> Instant {
+        self.progress_at
+    }
+
+    /// It let us wait in vain.
+    pub(super) fn pass_over(&mut self, now: Instant) {
+        let (until, times) = &mut self.passed_over;
+        *until = Some(now + PASSED_OVER * (1 << (*times).min(5)));
+        *times += 1;
+    }
+
+    /// Whether it is passed over.
+    pub(super) fn is_idle(&self, now: Instant) -> bool {
+        self.passed_over.0.is_some_and(|until| until > now)
+    }
+
+    /// Bytes a second that it delivers at its best.
+    pub(super) fn rate(&self) -> f64 {
+        self.delivery.rate
+    }
+
     /// Whether requests go unanswered.
     pub(super) fn is_silent(&self) -> bool {
         self.timeouts >= super::limits::SILENT_AFTER
@@ -541,6 +597,16 @@ impl Source {
             }
         }
         late
+    }
+
+    /// A late flight found no second source: one is sought again at `at`.
+    pub(super) fn hedge_again(&mut self, first: u64, at: Instant) {
+        if let Some(flight) =
+            self.flights.get_mut(&first).filter(|flight| flight.hedge_at.is_none())
+        {
+            flight.hedge_at = Some(at);
+            self.hedges.insert((at, first));
+        }
     }
 
     /// When something here is due.

@@ -1,6 +1,6 @@
 //! A swarm: one origin's log, as far as it concerns this engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -12,11 +12,12 @@ use crate::tree::{MunroTree, VerifiedMunro};
 use crate::unit::MunroIndex;
 
 use super::announce::News;
-use super::channel::ChannelIndex;
+use super::channel::{ChannelIndex, Channels};
 use super::event::{SwarmCounters, SwarmKey};
 use super::fetch::Ledger;
 use super::interval::IntervalSet;
 use super::limits::TREES_MAX;
+use super::turns::{Place, Turns};
 
 /// A peer that is wanted: dialled again whenever its channel is lost.
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ pub(super) struct Link {
     /// Failures in a row.
     pub(super) failures: u32,
     pub(super) armed: Option<Instant>,
+    /// Until when its first answer is waited for before the injector is asked.
+    pub(super) greeting: Option<Instant>,
 }
 
 /// One origin's log.
@@ -55,10 +58,23 @@ pub(super) struct Swarm {
     pub(super) spread: bool,
     /// The member that is first in the next distribution of background work.
     pub(super) rotor: usize,
+    /// Who fetches what.
+    pub(super) turns: Turns,
+    /// Channels whose place was told.
+    pub(super) placed: Vec<ChannelIndex>,
+    /// Addresses under which we reach ourselves.
+    pub(super) own: BTreeSet<SocketAddr>,
+    pub(super) armed: Option<Instant>,
 }
 
 impl Swarm {
-    pub(super) fn new(key: SwarmKey, id: SwarmId, origin: OriginId, serve: bool) -> Self {
+    pub(super) fn new(
+        key: SwarmKey,
+        id: SwarmId,
+        origin: OriginId,
+        serve: bool,
+        place: Place,
+    ) -> Self {
         Self {
             key,
             id,
@@ -76,6 +92,10 @@ impl Swarm {
             unpark: false,
             spread: false,
             rotor: 0,
+            turns: Turns::new(place),
+            placed: Vec::new(),
+            own: BTreeSet::new(),
+            armed: None,
         }
     }
 
@@ -86,6 +106,16 @@ impl Swarm {
         {
             self.trees.put(munro, MunroTree::new(newest));
         }
+    }
+
+    /// Until when members that were dialled may still answer for the first time; `None` if all did.
+    pub(super) fn greeting(&self, now: Instant, channels: &Channels) -> Option<Instant> {
+        let opening = |link: &&Link| {
+            let channel = link.channel.and_then(|index| channels.get(index));
+            channel.is_some_and(|channel| !channel.is_open()) && link.failures == 0
+        };
+        let waits = self.links.values().filter(|link| link.greeting.is_some_and(|at| at > now));
+        waits.filter(opening).filter_map(|link| link.greeting).max()
     }
 
     /// Something changed that may give a run its source.

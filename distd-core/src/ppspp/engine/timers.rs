@@ -17,6 +17,8 @@ pub(super) enum Timer {
     Fetch(FetchId),
     /// A channel has something overdue.
     Channel(ChannelIndex),
+    /// What waits for others' fetches is to be looked at.
+    Swarm(SwarmKey),
     /// A peer is to be dialled (again).
     Link(SwarmKey, SocketAddr),
 }

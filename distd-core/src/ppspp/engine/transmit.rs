@@ -5,17 +5,16 @@ use std::time::Instant;
 use crate::ppspp::codec::{Message, MessageType, WireClass, WireProfile};
 
 use super::announce::Announcement;
-use super::channel::ChannelIndex;
+use super::channel::{ChannelIndex, State};
 use super::event::{Class, SwarmKey};
 use super::limits::DATA_DATAGRAM_BYTES;
 use super::picker::plan;
+use super::timers::Timer;
 use super::writer::Writer;
 use super::{Engine, Transmit};
 
 /// Announcements written at once; the rest follows when others had their turn.
 const ANNOUNCEMENTS: usize = 80;
-/// How many relays may pass a WANT on.
-const HOPS: u8 = 3;
 
 impl Engine {
     /// The next batch of datagrams to send.
@@ -58,6 +57,9 @@ impl Engine {
         let mut budget = self.config.receive_bytes_max.saturating_sub(outstanding);
         let told = if std::mem::take(&mut swarm.spread) { members.clone() } else { Vec::new() };
         let asked = plan(now, swarm, &mut self.channels, &mut budget);
+        if let Some(at) = swarm.turns.tick_at.take() {
+            self.timers.arm(Timer::Swarm(key), at, &mut swarm.armed);
+        }
         for index in asked.into_iter().chain(told) {
             self.mark_control(index);
             self.touch(index);
@@ -80,17 +82,27 @@ impl Engine {
             writer.munro(newest);
             channel.told.on_munro(now, *newest);
         }
+        let level = swarm.turns.place.level;
+        let due = channel.told.level != Some(level)
+            || channel.state == State::Unconfirmed
+            || channel.flags.keep_alive;
+        if swarm.serve && due && channel.understands(MessageType::Place) {
+            writer.push(&Message::Place { id: swarm.turns.place.id, level });
+            channel.told.level = Some(level);
+        }
         match channel.serve.choke.take() {
             Some(true) => writer.push(&Message::Choke),
             Some(false) => writer.push(&Message::Unchoke),
             None => {}
         }
-        if swarm.serve
-            && channel.told.lags(&swarm.news)
-            && channel.told.news_at.is_none_or(|at| at <= now)
-        {
-            let maps = channel.understands(MessageType::HaveMap);
-            channel.told.catch_up(&swarm.held, &swarm.news, &channel.source.availability, maps);
+        if swarm.serve {
+            let (held, news) = (&swarm.held, &swarm.news);
+            let has = &channel.source.availability;
+            channel.told.repeat(now, held, news, has);
+            if channel.told.lags(news) && channel.told.news_at.is_none_or(|at| at <= now) {
+                let maps = channel.messages.contains(MessageType::HaveMap);
+                channel.told.catch_up(now, held, news, has, maps);
+            }
         }
         for _ in 0..ANNOUNCEMENTS {
             match channel.told.queue.pop_front() {
@@ -112,10 +124,13 @@ impl Engine {
             writer.push(&Message::Cancel(chunks));
         }
         let says_want = channel.messages.contains(MessageType::Want);
-        for ask in channel.source.asks.drain(..) {
+        let asks = channel.source.asks.drain(..).map(|ask| (ask, 0));
+        for (ask, hops) in asks.chain(channel.source.wishes.drain(..)) {
             let chunks = ask.chunks;
             if !says_want {
-                writer.push(&Message::Request(chunks));
+                if hops == 0 {
+                    writer.push(&Message::Request(chunks));
+                }
                 continue;
             }
             let left = ask.deadline.saturating_duration_since(now).as_millis();
@@ -124,7 +139,7 @@ impl Engine {
                 Class::Background => WireClass::Background,
             };
             let deadline_ms = u32::try_from(left).unwrap_or(u32::MAX);
-            writer.push(&Message::Want { chunks, class, deadline_ms, hops: HOPS });
+            writer.push(&Message::Want { chunks, class, deadline_ms, hops });
         }
         if std::mem::take(&mut channel.flags.keep_alive) {
             writer.keep_alive();

@@ -57,7 +57,7 @@ fn bitmaps_are_those_of_the_rfc() {
     assert_eq!(bitmap(without(&[])), [0xff, 0xfc]);
     assert_eq!(bitmap(without(&[PexReq, PexResV4, PexResV6, PexResCert])), [0xf9, 0xf0]);
     assert_eq!(bitmap(without(&[Ack, PexReq, PexResV4, PexResV6, PexResCert])), [0xd9, 0xf0]);
-    assert_eq!(bitmap(MessageSet::EXTENDED), [0xff, 0xff, 0x80]);
+    assert_eq!(bitmap(MessageSet::EXTENDED), [0xff, 0xff, 0xc0]);
     assert!(bitmap(MessageSet::default()).is_empty());
     assert_eq!(MessageSet::STANDARD, without(&[]));
     assert_eq!(MessageSet::EXTENDED, MessageSet::of(&MessageType::ALL));
@@ -87,7 +87,7 @@ fn a_handshake_of_a_log_is_77_bytes() {
     expected.extend_from_slice(&id);
     expected.extend_from_slice(&[3, 3, 4, 0xb3, 5, 15, 6, 4, 7]);
     expected.extend_from_slice(&[0xff; 8]);
-    expected.extend_from_slice(&[8, 3, 0xff, 0xff, 0x80, 9, 0, 0, 4, 0, 0xff]);
+    expected.extend_from_slice(&[8, 3, 0xff, 0xff, 0xc0, 9, 0, 0, 4, 0, 0xff]);
     assert_eq!(bytes, expected);
     assert_eq!(bytes.len(), 77);
 }
@@ -103,7 +103,8 @@ fn the_extensions_are_as_documented() {
     };
     let miss = Message::Miss(chunks(4, 8));
     let map = Message::HaveMap { munro: MunroIndex(5), granules: (1 << 63) | 1 };
-    let bytes = datagram(7, &live, &[want, miss, map]);
+    let place = Message::Place { id: 0x0102, level: 255 };
+    let bytes = datagram(7, &live, &[want, miss, map, place]);
     let range = [0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 7];
     let expected = [
         &[0, 0, 0, 7, 14][..],
@@ -111,6 +112,7 @@ fn the_extensions_are_as_documented() {
         &[1, 0, 0, 0x75, 0x30, 3, 15],
         &range,
         &[16, 0, 0, 0, 0, 0, 0, 0, 5, 0x80, 0, 0, 0, 0, 0, 0, 1],
+        &[17, 0, 0, 0, 0, 0, 0, 1, 2, 255],
     ];
     assert_eq!(bytes, expected.concat());
 }
@@ -139,6 +141,7 @@ fn messages_have_the_sizes_of_the_rfc() {
         (want, [11, 23, 15, 15, 23]),
         (Message::Miss(range), [5, 17, 9, 9, 17]),
         (Message::HaveMap { munro: MunroIndex(0), granules: 0 }, [17; 5]),
+        (Message::Place { id: 1, level: 0 }, [10; 5]),
     ];
     for (message, sizes) in table {
         for (addressing, size) in Addressing::ALL.into_iter().zip(sizes) {

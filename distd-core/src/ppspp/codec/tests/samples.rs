@@ -142,6 +142,7 @@ pub(super) fn message<'a>(
             munro: MunroIndex(near_edge(random, LOG_MUNROS_MAX)),
             granules: random.random(),
         },
+        MessageType::Place => Message::Place { id: random.random(), level: random.random() },
     }
 }
 

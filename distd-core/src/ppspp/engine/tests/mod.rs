@@ -2,4 +2,5 @@
 
 mod hostile;
 mod net;
+mod swarming;
 mod transfer;

@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use crate::keys::{NtpTime, OriginKey};
 use crate::limits::MUNRO_BYTES;
 use crate::ppspp::engine::{
-    Class, Engine, EngineConfig, Event, FetchId, HashRequest, SwarmKey, SwarmOptions,
+    Class, Engine, EngineConfig, Event, FetchId, HashRequest, Role, SwarmKey, SwarmOptions,
 };
 use crate::tree::{HashedRun, MunroTree, VerifiedMunro, VerifiedRun};
 use crate::unit::{Bin, BlockIndex, BlockRange, MunroIndex};
@@ -106,6 +106,10 @@ pub(super) struct Node {
     pub(super) disk_fails: bool,
     pub(super) sent: Vec<(Instant, SocketAddr, Vec<u8>)>,
     pub(super) keep_sent: bool,
+    /// What its line takes, in bytes a second; `None`: everything at once.
+    pub(super) line: Option<f64>,
+    /// When the line has taken what waits.
+    free_at: Instant,
 }
 
 impl Node {
@@ -163,6 +167,16 @@ impl Net {
 
     /// A node of the log's swarm that stores `blocks` of it.
     pub(super) fn add(&mut self, log: &Rc<Log>, blocks: Option<BlockRange>) -> usize {
+        self.add_as(log, blocks, Role::Node)
+    }
+
+    /// The same, with another role.
+    pub(super) fn add_as(
+        &mut self,
+        log: &Rc<Log>,
+        blocks: Option<BlockRange>,
+        role: Role,
+    ) -> usize {
         let number = self.nodes.len() as u8;
         let mut engine = Engine::new(EngineConfig::new([number + 1; 32]), self.now);
         let options = SwarmOptions {
@@ -170,6 +184,7 @@ impl Net {
             newest: blocks.map(|_| log.newest()),
             held: blocks.into_iter().collect(),
             serve: true,
+            role,
         };
         let swarm = engine.add_swarm(options).expect("a new swarm");
         self.nodes.push(Node {
@@ -184,13 +199,15 @@ impl Net {
             disk_fails: false,
             sent: Vec::new(),
             keep_sent: false,
+            line: None,
+            free_at: self.now,
         });
         self.nodes.len() - 1
     }
 
     /// A node with the whole log.
     pub(super) fn add_origin(&mut self, log: &Rc<Log>) -> usize {
-        self.add(log, Some(log.blocks()))
+        self.add_as(log, Some(log.blocks()), Role::Injector)
     }
 
     pub(super) fn connect(&mut self, from: usize, to: usize) {
@@ -220,6 +237,7 @@ impl Net {
             newest: Some(newest),
             held: vec![held],
             serve: true,
+            role: Role::Injector,
         };
         node.swarm = node.engine.add_swarm(options).expect("a new swarm");
     }
@@ -230,13 +248,29 @@ impl Net {
         if self.rng.random_bool(weather.loss) {
             return;
         }
+        let Some(leaves) = self.leave(from, datagram.len()) else { return };
         let copies = 1 + u32::from(self.rng.random_bool(weather.duplication));
         for _ in 0..copies {
             let jitter = weather.jitter.mul_f64(self.rng.random());
             self.sequence += 1;
-            let at = (self.now + weather.delay + jitter, self.sequence);
+            let at = (leaves + weather.delay + jitter, self.sequence);
             self.wire.insert(at, (from, to, datagram.to_vec()));
         }
+    }
+
+    /// When a datagram has left its sender's line; `None` if there is no room: 50 ms may wait.
+    fn leave(&mut self, from: SocketAddr, bytes: usize) -> Option<Instant> {
+        let now = self.now;
+        let node = self.nodes.iter_mut().find(|node| node.address == from);
+        let Some((node, line)) = node.and_then(|node| node.line.map(|line| (node, line))) else {
+            return Some(now);
+        };
+        let begin = node.free_at.max(now);
+        if begin > now + Duration::from_millis(50) {
+            return None;
+        }
+        node.free_at = begin + Duration::from_secs_f64((bytes + 42) as f64 / line);
+        Some(node.free_at)
     }
 
     /// Lets every node do what it can do now.

@@ -1,0 +1,594 @@
+//! Whose turn it is to fetch something from above: how many members of a level cost the level above
+//! them one copy.
+//!
+//! ```text
+//! level 0      the injector
+//! level 1      relay   relay            each stretch of the log has one owner on a level: who weighs
+//!                 \    / |  \           most for it (rendezvous hashing). The owner fetches it from
+//! level 255     node  node  node        above, the others wait for its HAVE, for a bounded time
+//! ```
+//!
+//! A want **climbs**: rung 0 is its owner among the equals, each further rung a level above, the
+//! nearest first. On a rung where nobody offers it yet, one member is asked by WANT to fetch it. Who
+//! lets others wait in vain is passed over for a while, so that a dead owner costs little and once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
+
+use super::channel::{ChannelIndex, Channels};
+use super::event::{Class, Role};
+use super::limits::{
+    CLAIMS_MAX, HOLD_BACKGROUND, HOLD_BACKGROUND_MAX, HOLD_WAITED, LOOK_AHEAD_STRETCHES,
+    OWNERS_MAX, PATIENCE_BACKGROUND_MAX, PATIENCE_BACKGROUND_MIN, PATIENCE_WAITED_MAX,
+    PATIENCE_WAITED_MIN, TURNS_TICK,
+};
+
+/// Layer of a stretch: 256 KiB, what one owner fetches at a time.
+const STRETCH_LAYER: u32 = 8;
+/// Blocks of a stretch.
+const STRETCH_BLOCKS: u64 = 1 << (STRETCH_LAYER - BLOCK_LAYER);
+/// Round trip up to which an equal is near enough to fetch what a reader waits for.
+const NEAR: Duration = Duration::from_millis(10);
+/// Granules that the owner may take the time of before it lets others wait in vain.
+const PATIENCE_GRANULES: f64 = 16.0;
+/// The same before anything has come from above.
+const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
+
+/// Above every level.
+const RUNG_MAX: usize = 256;
+
+/// Level of the injector.
+pub(super) const INJECTOR: u8 = 0;
+/// Level of a relay that has not met the level above it yet.
+const RELAY_ALONE: u8 = 254;
+/// Level of a node.
+const NODE: u8 = 255;
+
+/// Who a member is, and how far from the injector (message PLACE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) id: u64,
+    pub(super) level: u8,
+}
+
+impl Place {
+    pub(super) const fn new(id: u64, role: Role) -> Self {
+        let level = match role {
+            Role::Injector => INJECTOR,
+            Role::Relay => RELAY_ALONE,
+            Role::Node => NODE,
+        };
+        Self { id, level }
+    }
+
+    /// A relay stands one level below the highest one that it dials; whether this moved it. It never
+    /// moves down again: two relays that dial each other would chase each other.
+    pub(super) fn stand_below(&mut self, other: Self) -> bool {
+        let below = other.level.saturating_add(1);
+        let moves = (INJECTOR + 1..=RELAY_ALONE).contains(&self.level) && below < self.level;
+        if moves {
+            self.level = below;
+        }
+        moves
+    }
+}
+
+/// A member of our own level.
+#[derive(Clone, Copy, Debug)]
+struct Equal {
+    id: u64,
+    index: ChannelIndex,
+    near: bool,
+}
+
+/// How far up something that is wanted has climbed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Climb {
+    rung: usize,
+    since: Instant,
+    asked: Option<(ChannelIndex, Instant)>,
+}
+
+impl Climb {
+    pub(super) const fn new(now: Instant) -> Self {
+        Self { rung: 0, since: now, asked: None }
+    }
+
+    /// `index` does not fetch it: the next rung.
+    pub(super) fn on_miss(&mut self, index: ChannelIndex) {
+        if self.asked.is_some_and(|(asked, _)| asked == index) {
+            self.asked = None;
+            self.rung += 1;
+        }
+    }
+
+    /// A channel is gone: its index may become another peer's.
+    pub(super) fn forget_channel(&mut self, index: ChannelIndex) {
+        self.asked.take_if(|(asked, _)| *asked == index);
+    }
+
+    /// What comes is late: all sources are welcome.
+    pub(super) fn hurry(&mut self) {
+        (self.rung, self.asked) = (RUNG_MAX, None);
+    }
+}
+
+/// What a want may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Be asked of whoever has it, up to this rank.
+    Take(usize),
+    /// Wait for whoever was asked to fetch it.
+    Wait,
+    /// Ask this member to fetch it, with so many hops, and wait.
+    Ask(ChannelIndex, u8),
+}
+
+/// The levels of a swarm's members, and who fetches what.
+#[derive(Debug)]
+pub(super) struct Turns {
+    pub(super) place: Place,
+    equals: Vec<Equal>,
+    /// Levels above with a member that answers, the nearest first.
+    tiers: Vec<(u8, Vec<(u64, ChannelIndex)>)>,
+    /// Who is the owner of a stretch; `None`: we are.
+    owners: BTreeMap<u64, Option<ChannelIndex>>,
+    /// Stretches that an equal asked us to fetch: ours, whatever we think.
+    claims: BTreeSet<u64>,
+    /// Stretches of background work.
+    climbs: BTreeMap<u64, Climb>,
+    /// Until then nearer members than the injector may still answer their first datagram.
+    greeting: Option<Instant>,
+    /// Counts changes after which background work may find a source where it found none.
+    pub(super) epoch: u64,
+    /// When something that waits here is to be looked at.
+    pub(super) tick_at: Option<Instant>,
+    looked_at: Option<Instant>,
+    /// Background work waits for others.
+    waiting: bool,
+}
+
+impl Turns {
+    pub(super) fn new(place: Place) -> Self {
+        Self {
+            place,
+            equals: Vec::new(),
+            tiers: Vec::new(),
+            owners: BTreeMap::new(),
+            claims: BTreeSet::new(),
+            climbs: BTreeMap::new(),
+            greeting: None,
+            epoch: 1,
+            tick_at: None,
+            looked_at: None,
+            waiting: false,
+        }
+    }
+
+    /// Members, their places or what they are about to do have changed.
+    pub(super) fn on_change(&mut self) {
+        self.looked_at = None;
+    }
+
+    /// Looks at the members anew, if they have changed or some time has passed; whether it did.
+    pub(super) fn refresh(
+        &mut self,
+        now: Instant,
+        members: &[ChannelIndex],
+        channels: &Channels,
+        greeting: Option<Instant>,
+    ) -> bool {
+        if let Some(until) = greeting {
+            self.tick(until);
+        }
+        let ended = self.greeting.is_some() && self.greeting != greeting;
+        self.greeting = greeting;
+        if let Some(next) =
+            self.looked_at.map(|at| at + TURNS_TICK).filter(|at| now < *at && !ended)
+        {
+            if self.waiting {
+                self.tick(next);
+            }
+            return false;
+        }
+        self.looked_at = Some(now);
+        self.epoch += 1;
+        self.equals.clear();
+        self.tiers.clear();
+        self.owners.clear();
+        let mut above: BTreeMap<u8, Vec<(u64, ChannelIndex)>> = BTreeMap::new();
+        let mut least_above = Duration::MAX;
+        for index in members {
+            let Some(channel) = channels.get(*index) else { continue };
+            let Some(place) = channel.place else { continue };
+            if channel.source.is_silent() || channel.source.choked {
+                continue;
+            }
+            if place.level < self.place.level {
+                above.entry(place.level).or_default().push((place.id, *index));
+                least_above = least_above.min(channel.rtt.minimum());
+            } else if place.level == self.place.level && !channel.source.is_idle(now) {
+                self.equals.push(Equal { id: place.id, index: *index, near: false });
+            }
+        }
+        for equal in &mut self.equals {
+            let rtt = channels.get(equal.index).map_or(Duration::MAX, |c| c.rtt.minimum());
+            equal.near = rtt <= NEAR || rtt <= least_above / 2;
+        }
+        self.tiers.extend(above.into_iter().rev());
+        true
+    }
+
+    /// Whether everybody who has something may be asked for it: there are no equals, and one level
+    /// above at most.
+    pub(super) fn is_flat(&self) -> bool {
+        self.equals.is_empty()
+            && self.greeting.is_none()
+            && self.tiers.len() <= 1
+            && self.tiers.iter().all(|(level, _)| *level == INJECTOR)
+    }
+
+    /// How far up a member stands: 0 for equals, those below us and those of whom we do not know.
+    pub(super) fn rank(&self, place: Option<Place>) -> usize {
+        let Some(place) = place.filter(|place| place.level < self.place.level) else { return 0 };
+        let tier = self.tiers.iter().position(|(level, _)| *level == place.level);
+        1 + tier.unwrap_or(self.tiers.len())
+    }
+
+    /// An equal asks us to fetch blocks `start..end`.
+    pub(super) fn claim(&mut self, start: u64, end: u64) {
+        let stretches = start / STRETCH_BLOCKS..end.div_ceil(STRETCH_BLOCKS);
+        if self.claims.len() >= CLAIMS_MAX {
+            self.claims.clear();
+        }
+        self.claims.extend(stretches);
+        self.epoch += 1;
+    }
+
+    /// The owner of the stretch; `None` if it is our turn.
+    fn owner(&mut self, stretch: u64, class: Class) -> Option<ChannelIndex> {
+        if self.equals.is_empty() || self.claims.contains(&stretch) {
+            return None;
+        }
+        if class == Class::Waited {
+            return self.elect(stretch, |equal| equal.near);
+        }
+        if let Some(owner) = self.owners.get(&stretch) {
+            return *owner;
+        }
+        let owner = self.elect(stretch, |_| true);
+        if self.owners.len() >= OWNERS_MAX {
+            self.owners.clear();
+        }
+        self.owners.insert(stretch, owner);
+        owner
+    }
+
+    fn elect(&self, stretch: u64, eligible: impl Fn(&Equal) -> bool) -> Option<ChannelIndex> {
+        let equals = self.equals.iter().filter(|equal| eligible(equal));
+        let best = equals.map(|equal| (weight(equal.id, stretch), equal.index)).max()?;
+        (best.0 > weight(self.place.id, stretch)).then_some(best.1)
+    }
+
+    /// The member of a level above that fetches the stretch for us.
+    fn agent(
+        &self,
+        tier: usize,
+        stretch: u64,
+        now: Instant,
+        channels: &Channels,
+    ) -> Option<ChannelIndex> {
+        let (level, members) = self.tiers.get(tier)?;
+        if *level == INJECTOR {
+            return None;
+        }
+        let awake = members.iter().filter(|(_, index)| {
+            channels.get(*index).is_some_and(|channel| !channel.source.is_idle(now))
+        });
+        awake.map(|(id, index)| (weight(*id, stretch), *index)).max().map(|(_, index)| index)
+    }
+
+    /// What a want of this stretch may do now; `offers` says whether somebody of a rank has it.
+    pub(super) fn step(
+        &mut self,
+        now: Instant,
+        climb: &mut Climb,
+        stretch: u64,
+        class: Class,
+        channels: &mut Channels,
+        offers: impl Fn(usize) -> bool,
+    ) -> Step {
+        loop {
+            if let Some((asked, at)) = climb.asked {
+                if let Some(until) = self.patience_until(climb, asked, at, class, channels)
+                    && now < until
+                {
+                    self.tick(until);
+                    return Step::Wait;
+                }
+                let gave_up = self.give_up(now, asked, at, class, channels);
+                climb.asked = None;
+                let again = gave_up && class == Class::Background;
+                if !again || now >= climb.since + self.hold(class, channels) {
+                    climb.rung += 1;
+                }
+                continue;
+            }
+            let owner = if climb.rung == 0 { self.owner(stretch, class) } else { None };
+            // Our turn is not written down: a member that comes may have it next.
+            let rung = if owner.is_none() { climb.rung.max(1) } else { 0 };
+            if rung > self.tiers.len() || (1..=rung).any(&offers) {
+                return self.take(now, rung);
+            }
+            let next = match rung {
+                0 => owner.map(|owner| (owner, 1)),
+                _ => self.agent(rung - 1, stretch, now, channels).map(|agent| (agent, HOPS)),
+            };
+            match next {
+                Some((index, hops)) => {
+                    climb.asked = Some((index, now));
+                    self.tick(now + self.patience(class, channels));
+                    return Step::Ask(index, hops);
+                }
+                None => climb.rung = rung + 1,
+            }
+        }
+    }
+
+    /// The injector waits until nearer members have had time to answer.
+    fn take(&mut self, now: Instant, rank: usize) -> Step {
+        let injector =
+            self.tiers.get(rank.wrapping_sub(1)).is_none_or(|(level, _)| *level == INJECTOR);
+        match self.greeting.filter(|until| *until > now && injector) {
+            Some(until) => {
+                self.tick(until);
+                Step::Wait
+            }
+            None => Step::Take(rank),
+        }
+    }
+
+    /// Until when whoever was asked may take; `None` if it is gone.
+    fn patience_until(
+        &self,
+        climb: &Climb,
+        asked: ChannelIndex,
+        at: Instant,
+        class: Class,
+        channels: &Channels,
+    ) -> Option<Instant> {
+        let source = &channels.get(asked)?.source;
+        if source.is_idle(at) || source.is_silent() {
+            return None;
+        }
+        let hold = self.hold(class, channels);
+        let until = source.progress_at().max(at) + self.patience(class, channels);
+        Some(until.min(climb.since + hold))
+    }
+
+    /// How long others' fetches are waited for at the most, whatever progress they make. An owner
+    /// works off its share in order: what is far ahead comes late on a thin line.
+    fn hold(&self, class: Class, channels: &Channels) -> Duration {
+        if class == Class::Waited {
+            return HOLD_WAITED;
+        }
+        let ahead = (LOOK_AHEAD_STRETCHES as u64 * (CHUNK_BYTES << STRETCH_LAYER)) as f64;
+        let share = ahead / (self.equals.len() + 1) as f64;
+        let seconds = (2.0 * share / self.rate_above(channels).max(1.0)).min(3600.0);
+        Duration::from_secs_f64(seconds).clamp(HOLD_BACKGROUND, HOLD_BACKGROUND_MAX)
+    }
+
+    /// Bytes a second that come from above at best.
+    fn rate_above(&self, channels: &Channels) -> f64 {
+        let members = self.tiers.iter().flat_map(|(_, members)| members);
+        let rates = members.filter_map(|(_, index)| Some(channels.get(*index)?.source.rate()));
+        rates.sum()
+    }
+
+    /// How long whoever fetches for others may be without progress. Scaled by what comes from above:
+    /// who shares a thin line with us is as slow as we are.
+    fn patience(&self, class: Class, channels: &Channels) -> Duration {
+        if class == Class::Waited {
+            let members = self.tiers.iter().flat_map(|(_, members)| members);
+            let above = members.filter_map(|(_, index)| channels.get(*index));
+            let expected = above.map(|channel| channel.source.expected(class, &channel.rtt));
+            let expected = expected.min().unwrap_or_default() * 4;
+            return expected.clamp(PATIENCE_WAITED_MIN, PATIENCE_WAITED_MAX);
+        }
+        let rate = self.rate_above(channels);
+        if rate < 1.0 {
+            return PATIENCE_UNKNOWN;
+        }
+        let granules = PATIENCE_GRANULES * (CHUNK_BYTES << GRANULE_LAYER) as f64;
+        Duration::from_secs_f64((granules / rate).min(60.0))
+            .clamp(PATIENCE_BACKGROUND_MIN, PATIENCE_BACKGROUND_MAX)
+    }
+
+    /// Passes a member over for a while if it has shown no progress for as long as it may.
+    fn give_up(
+        &mut self,
+        now: Instant,
+        asked: ChannelIndex,
+        at: Instant,
+        class: Class,
+        channels: &mut Channels,
+    ) -> bool {
+        let patience = self.patience(class, channels);
+        let idle = channels.get_mut(asked).is_none_or(|channel| {
+            let source = &mut channel.source;
+            let idle = source.is_silent() || now >= source.progress_at().max(at) + patience;
+            if idle && !source.is_idle(now) {
+                source.pass_over(now);
+            }
+            idle
+        });
+        if idle {
+            self.equals.retain(|equal| equal.index != asked);
+            self.owners.clear();
+            self.epoch += 1;
+        }
+        idle
+    }
+
+    fn tick(&mut self, at: Instant) {
+        self.tick_at = Some(self.tick_at.map_or(at, |tick| tick.min(at)));
+    }
+
+    /// Steps of the stretches of background work: `pieces` are what is left of it, in order. Gives
+    /// whom to ask for which piece.
+    pub(super) fn step_background(
+        &mut self,
+        now: Instant,
+        pieces: &[(u64, u64)],
+        channels: &mut Channels,
+        offers: impl Fn(usize, u64, u64, &Channels) -> bool,
+    ) -> Vec<(ChannelIndex, u8, u64, u64)> {
+        let mut before = std::mem::take(&mut self.climbs);
+        self.waiting = !pieces.is_empty();
+        if self.waiting {
+            self.tick(now + TURNS_TICK);
+        }
+        let mut asks = Vec::new();
+        for (start, end) in pieces {
+            let stretch = start / STRETCH_BLOCKS;
+            let known = self.climbs.get(&stretch).copied().or_else(|| before.remove(&stretch));
+            let mut climb = known.unwrap_or(Climb::new(now));
+            let offered: u64 = (1..=self.tiers.len().min(63))
+                .filter(|rank| offers(*rank, *start, *end, channels))
+                .fold(0, |set, rank| set | 1 << rank);
+            let offers = |rank: usize| rank < 64 && offered & (1 << rank) != 0;
+            let rung = climb.rung;
+            let step = self.step(now, &mut climb, stretch, Class::Background, channels, offers);
+            if let Step::Ask(index, hops) = step {
+                asks.push((index, hops, *start, *end));
+            }
+            self.epoch += u64::from(climb.rung != rung);
+            self.climbs.insert(stretch, climb);
+        }
+        asks
+    }
+
+    /// Whether background work of the stretch that begins there may be asked of this rank.
+    fn may_take(&mut self, stretch: u64, rank: usize) -> bool {
+        if self.greeting.is_some() {
+            return false;
+        }
+        let rung = self.climbs.get(&stretch).map_or(0, |climb| climb.rung);
+        let mut ours = || usize::from(self.owner(stretch, Class::Background).is_none());
+        let reach = if rung == 0 { ours() } else { rung };
+        reach >= rank
+    }
+
+    /// The first part of blocks `start..end` that may be asked of a member of this rank and that
+    /// nobody nearer has.
+    pub(super) fn first_of_ours(
+        &mut self,
+        start: u64,
+        end: u64,
+        rank: usize,
+        nearer: impl Fn(u64, u64) -> Option<u64>,
+    ) -> Option<(u64, u64)> {
+        let mut at = start;
+        while at < end {
+            let stretch = at / STRETCH_BLOCKS;
+            let until = end.min((stretch + 1) * STRETCH_BLOCKS);
+            if !self.may_take(stretch, rank) {
+                at = until;
+                continue;
+            }
+            match nearer(at, until) {
+                Some(held_until) => at = held_until,
+                None => return Some((at, until)),
+            }
+        }
+        None
+    }
+
+    /// A member does not fetch blocks `start..end` for us.
+    pub(super) fn on_miss(&mut self, index: ChannelIndex, start: u64, end: u64) {
+        let stretches = start / STRETCH_BLOCKS..end.div_ceil(STRETCH_BLOCKS).max(1);
+        for (_, climb) in self.climbs.range_mut(stretches) {
+            climb.on_miss(index);
+        }
+        self.epoch += 1;
+    }
+
+    /// A channel is gone: its index may become another peer's.
+    pub(super) fn forget_channel(&mut self, index: ChannelIndex) {
+        self.equals.retain(|equal| equal.index != index);
+        self.tiers.iter_mut().for_each(|(_, members)| members.retain(|(_, i)| *i != index));
+        self.owners.clear();
+        for climb in self.climbs.values_mut() {
+            climb.forget_channel(index);
+        }
+        self.on_change();
+    }
+}
+
+/// The stretch that holds a block.
+pub(super) const fn stretch_of(block: u64) -> u64 {
+    block / STRETCH_BLOCKS
+}
+
+/// Blocks `start..end` cut where stretches end.
+pub(super) fn pieces(start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+    let last = if start < end { end.div_ceil(STRETCH_BLOCKS) } else { 0 };
+    (start / STRETCH_BLOCKS..last).map(move |stretch| {
+        (start.max(stretch * STRETCH_BLOCKS), end.min((stretch + 1) * STRETCH_BLOCKS))
+    })
+}
+
+/// How many relays a wish for something that they lack may be passed on by.
+const HOPS: u8 = 3;
+
+/// The weight of a member for a stretch: the same wherever it is computed.
+fn weight(id: u64, stretch: u64) -> u64 {
+    mix(id ^ mix(stretch))
+}
+
+/// The finalizer of `SplitMix64`: every bit of the input moves every bit of the output.
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_are_dealt_out_evenly() {
+        let ids: Vec<u64> = (0..8).map(mix).collect();
+        let mut owned = [0u32; 8];
+        for stretch in 0..4000 {
+            let owner = (0..8).max_by_key(|i| weight(ids[*i], stretch)).expect("eight");
+            owned[owner] += 1;
+        }
+        assert!(owned.iter().all(|count| (400..600).contains(count)), "{owned:?}");
+    }
+
+    #[test]
+    fn a_relay_stands_below_what_it_dials_and_never_moves_down() {
+        let mut relay = Place::new(1, Role::Relay);
+        assert!(!relay.stand_below(Place::new(2, Role::Relay)), "nobody is placed yet");
+        assert!(relay.stand_below(Place { id: 3, level: 4 }));
+        assert!(relay.stand_below(Place::new(4, Role::Injector)));
+        assert_eq!(relay.level, 1);
+        assert!(!relay.stand_below(Place { id: 3, level: 1 }));
+        assert!(!Place::new(5, Role::Node).stand_below(Place::new(4, Role::Injector)));
+    }
+
+    #[test]
+    fn pieces_end_with_their_stretches() {
+        assert_eq!(
+            pieces(10, 200).collect::<Vec<_>>(),
+            [(10, 64), (64, 128), (128, 192), (192, 200)]
+        );
+        assert_eq!(pieces(5, 5).count(), 0);
+        assert_eq!(stretch_of(64), 1);
+    }
+}
