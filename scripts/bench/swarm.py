@@ -72,7 +72,7 @@ def sent_by_origin():
 
 
 def measure(way, options, content, nodes):
-    way.scratch = options.scratch / way.name.split()[0]
+    way.scratch = options.scratch / re.sub(r'\W', '-', way.name)
     way.scratch.mkdir(exist_ok=True)
     way.content, way.nodes = content, nodes
     way.start()
@@ -196,8 +196,6 @@ class Distd(Way):
         self.origin, self.fs = (pathlib.Path(os.environ["DISTD_BIN"]) / p for p in ("distd-origin", "distd-fs"))
 
     def start(self):
-        self.scratch = self.scratch / f"with-{self.relay_count}-relays"
-        self.scratch.mkdir()
         os.environ["DISTD_REPO"] = str(self.scratch / "repo")
         call(*on(ORIGIN, self.origin, "init"))
         call(*on(ORIGIN, self.origin, "publish", self.content.parent, "--track", "bench", "--release", "1", "-q"))

@@ -144,10 +144,6 @@ fn assign_pending(
                 asked.push(index);
                 swarm.ledger.park(place);
             }
-            Choice::Wait => {
-                misses += 1;
-                swarm.ledger.park(place);
-            }
             Choice::Source(index, address) => {
                 *budget = budget.saturating_sub(bytes);
                 ask(now, swarm, channels, place.2, index, address);
@@ -160,7 +156,7 @@ fn assign_pending(
                 // The halves keep the ticket: look at both.
                 after = Some((place.0, place.1.saturating_sub(1), u64::MAX));
             }
-            Choice::Nobody => {
+            Choice::Wait | Choice::Nobody => {
                 misses += 1;
                 swarm.ledger.park(place);
             }

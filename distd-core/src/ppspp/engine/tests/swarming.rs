@@ -58,11 +58,9 @@ fn copies(net: &Net, log: &Log, at: usize) -> f64 {
 
 #[test]
 fn nodes_that_want_the_same_cost_the_origin_one_copy() {
-    for (seed, count, weather, most) in [
-        (1, 4, FINE, 1.1),
-        (2, 8, FINE, 1.1),
-        (3, 8, Weather { loss: 0.01, ..FINE }, 1.5),
-    ] {
+    for (seed, count, weather, most) in
+        [(1, 4, FINE, 1.1), (2, 8, FINE, 1.1), (3, 8, Weather { loss: 0.01, ..FINE }, 1.5)]
+    {
         let log = Log::new(16);
         let (mut net, origin, nodes) = swarm(seed, &log, count, weather);
         let fetches = fetch_all(&mut net, &log, &nodes);
@@ -213,13 +211,17 @@ fn layered(seed: u64, log: &Rc<Log>) -> (Net, usize, [usize; 2], Vec<usize>) {
     let relays = [net.add_as(log, None, Role::Relay), net.add_as(log, None, Role::Relay)];
     for relay in relays {
         net.connect(relay, origin);
-        relays.iter().for_each(|other| net.connect(relay, *other));
+        for other in relays {
+            net.connect(relay, other);
+        }
     }
     net.run_for(Duration::from_millis(200));
     let nodes: Vec<usize> = (0..4).map(|_| net.add(log, None)).collect();
     for node in &nodes {
         net.connect(*node, origin);
-        relays.iter().chain(&nodes).for_each(|other| net.connect(*node, *other));
+        for other in relays.iter().chain(&nodes) {
+            net.connect(*node, *other);
+        }
     }
     (net, origin, relays, nodes)
 }
@@ -260,7 +262,9 @@ fn nodes_turn_to_the_origin_when_their_relays_die_and_go_on_without_it() {
     for (node, fetch) in fetches {
         net.run_until_fetched(node, fetch);
     }
-    relays.iter().for_each(|relay| net.nodes[*relay].dead = true);
+    for relay in relays {
+        net.nodes[relay].dead = true;
+    }
     let fetch = net.nodes[nodes[0]].fetch(net.now, log.blocks(), Class::Background);
     let took = net.run_until_fetched(nodes[0], fetch);
     assert!(took < Duration::from_secs(12), "{took:?}");
