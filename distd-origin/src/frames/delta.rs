@@ -9,6 +9,7 @@ use distd_core::limits::{
 use distd_core::unit::{Bin, BlockIndex, BlockRange};
 use zstd::zstd_safe::CCtx;
 
+use super::candidates::{Candidates, Prospects};
 use super::matching::{Copy, Seeds, equal_bytes, find_copies};
 use super::older::{Older, OlderBlocks};
 
@@ -17,20 +18,6 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 const EXTENT_BYTES_MIN: usize = 64;
 /// Blocks between two used ones that are taken along rather than begin another extent.
 const GAP_BLOCKS_MAX: u64 = 1;
-
-/// More than one byte in so many that hints do not explain has anchors asked. Measured on two kernel
-/// packages (update, CPU seconds): always 20.2 MB, 16 s; 64: 20.0 MB, 11 s; 16: 19.9 MB, 10 s; on
-/// two of a Node.js application: 9.91, 9.92, 10.12 MB.
-const LITERALS_PART_MAX: usize = 32;
-
-/// Blocks that may serve as a base, and their bytes.
-#[derive(Debug, Default)]
-pub struct Candidates {
-    /// In the order of their bytes.
-    pub blocks: Vec<BlockIndex>,
-    /// Their bytes.
-    pub bytes: Vec<u8>,
-}
 
 /// A delta frame and its bases.
 #[derive(Debug)]
@@ -44,8 +31,8 @@ pub struct Delta {
 }
 
 /// Encodes `new` as the content of `bin` against what `older` has to offer; `None` if that has
-/// nothing to give. What hints name is tried first: where it explains nearly everything, nothing else
-/// is read.
+/// nothing to give. What looks most alike is tried first: where it explains nearly everything, nothing
+/// else is read.
 pub fn encode<B: OlderBlocks>(
     seeds: &mut Seeds,
     compressor: &mut CCtx<'_>,
@@ -56,11 +43,11 @@ pub fn encode<B: OlderBlocks>(
 ) -> Result<Option<Delta>, B::Error> {
     // A frame's bin is never below a granule.
     let Some(run) = bin.blocks() else { return Ok(None) };
-    let mut candidates = older.hinted(run)?;
+    let prospects = Prospects::new(older, run, new);
+    let mut candidates = prospects.likeliest(older)?;
     let mut copies = find_copies(seeds, &candidates.bytes, new);
-    let copied: usize = copies.iter().map(|copy| copy.len).sum();
-    if (new.len() - copied) * LITERALS_PART_MAX > new.len() {
-        candidates = older.candidates(run, new)?;
+    if let Some(more) = prospects.more(older, &candidates, &copies, new.len())? {
+        candidates = more;
         copies = find_copies(seeds, &candidates.bytes, new);
     }
     Ok(encode_copies(compressor, bin, new, &candidates, copies, level))

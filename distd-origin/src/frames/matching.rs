@@ -72,12 +72,19 @@ impl Seeds {
         let mut candidate = self.heads[self.slot(seed)];
         for _ in 0..CANDIDATES_MAX {
             let Some(position) = candidate.checked_sub(1) else { break };
+            candidate = self.next[position as usize];
             let start = position as usize * SEED_STEP;
+            // Most of what shares a slot is not the seed, and much of what is ends before the best does.
+            let found = base[start..].first_chunk::<SEED_BYTES>();
+            if found.map(|found| u64::from_le_bytes(*found)) != Some(seed)
+                || (best.1 > 0 && base.get(start + best.1) != new.get(at + best.1))
+            {
+                continue;
+            }
             let len = equal_bytes(&base[start..], &new[at..]);
             if len > best.1 {
                 best = (start, len);
             }
-            candidate = self.next[position as usize];
         }
         best
     }
@@ -114,20 +121,23 @@ pub fn find_copies(seeds: &mut Seeds, base: &[u8], new: &[u8]) -> Vec<Copy> {
 /// Where diagonals begin: (byte of the new content, byte of the base).
 fn follow_diagonals(seeds: &Seeds, base: &[u8], new: &[u8]) -> Vec<(usize, usize)> {
     let mut starts: Vec<(usize, usize)> = Vec::new();
-    let mut at = 0;
+    let (mut at, mut missed) = (0, 0);
     while at < new.len() {
         let followed = starts.last().map(|(start, from)| from + (at - start));
         let on_diagonal = followed.filter(|from| *from < base.len());
         let good = on_diagonal.map_or(0, |from| equal_bytes(&base[from..], &new[at..]));
         if good >= GOOD_BYTES {
             at += good;
+            missed = 0;
             continue;
         }
         let (from, len) = seeds.longest(base, new, at);
         if len < MATCH_BYTES_MIN || Some(from) == on_diagonal {
-            at += good.max(1);
+            missed = if len < MATCH_BYTES_MIN && good < SEED_BYTES { missed + 1 } else { 0 };
+            at += good.max(step_after(missed));
             continue;
         }
+        missed = 0;
         let explained = on_diagonal.map_or(0, |followed| {
             let (base, new) = (&base[followed..], &new[at..at + len]);
             base.iter().zip(new).filter(|(a, b)| a == b).count()
@@ -140,6 +150,17 @@ fn follow_diagonals(seeds: &Seeds, base: &[u8], new: &[u8]) -> Vec<(usize, usize
         }
     }
     starts
+}
+
+/// How far to go after so many places in a row where nothing begins: odd numbers, so that the places
+/// meet seeds of every alignment. Measured on two versions of a browser (update, CPU seconds): always
+/// 1: 84.3 MB, 33 s; so: 84.8 MB, 18 s; on two kernel packages 20.2 and 20.3 MB.
+const fn step_after(missed: usize) -> usize {
+    match missed {
+        0..96 => 1,
+        96..1024 => 3,
+        _ => 5,
+    }
 }
 
 /// Extends each diagonal forwards and backwards while more bytes agree than not, and divides what

@@ -2,6 +2,7 @@
 //! of frames.
 
 pub mod anchors;
+pub mod candidates;
 pub mod delta;
 pub mod maker;
 pub mod matching;

@@ -1,6 +1,5 @@
-//! What older releases offer as bases, and which of it to try for one new run.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! What older releases offer as bases: their blocks, what hints say of them, and where in them what
+//! lies.
 
 use distd_core::limits::BLOCK_BYTES;
 use distd_core::store::{OriginLog, ReadError};
@@ -8,23 +7,12 @@ use distd_core::unit::{BlockIndex, BlockRange};
 use rayon::prelude::*;
 
 use super::anchors::Anchors;
-use super::delta::Candidates;
+use super::candidates::Candidates;
 
 /// Blocks of a region: what anchors point to.
-const REGION_BLOCKS: u64 = 8;
+pub(super) const REGION_BLOCKS: u64 = 8;
 /// Regions that are read at once when anchors are made.
 const READ_REGIONS: u64 = 64;
-/// Blocks that hints may name for one run.
-const HINTED_BLOCKS_MAX: usize = 384;
-/// Blocks that are tried as a base for one run, before the useless ones are dropped: to index them is
-/// most of the work. Measured on two kernel packages (update, CPU seconds for all): 128: 23.9 MB, 9 s;
-/// 192: 20.9 MB, 10 s; 256: 20.5 MB, 11 s; 512: 20.6 MB, 17 s.
-const CANDIDATES_MAX: usize = 256;
-/// Blocks that are left for what anchors find, however many hints there are.
-const FOUND_BLOCKS_MIN: usize = 96;
-/// Anchors that a region must share with the run to be tried.
-const SHARED_MIN: u32 = 2;
-
 /// Reads older blocks.
 pub trait OlderBlocks: Sync {
     /// Why they cannot be read.
@@ -100,36 +88,19 @@ impl<'a, B: OlderBlocks> Older<'a, B> {
         Ok(Self { blocks, ranges, anchors, hints })
     }
 
-    /// What hints name for the blocks of a new run.
-    pub fn hinted(&self, run: BlockRange) -> Result<Candidates, B::Error> {
-        self.read(self.hints_for(run))
-    }
-
-    fn hints_for(&self, run: BlockRange) -> BTreeSet<BlockIndex> {
-        let mut chosen: BTreeSet<BlockIndex> = BTreeSet::new();
+    /// The hints for blocks of a run.
+    pub fn hints(&self, run: BlockRange) -> impl Iterator<Item = Hint> {
         let from = self.hints.partition_point(|hint| hint.new.end() <= run.start);
-        for hint in self.hints[from..].iter().take_while(|hint| hint.new.start < run.end()) {
-            chosen.extend(hint.older.iter().take(HINTED_BLOCKS_MAX - chosen.len()));
-        }
-        chosen
+        self.hints[from..].iter().copied().take_while(move |hint| hint.new.start < run.end())
     }
 
-    /// What to try for the blocks of a new run: what hints name, and what shares anchors with it.
-    pub fn candidates(&self, run: BlockRange, bytes: &[u8]) -> Result<Candidates, B::Error> {
-        let mut chosen = self.hints_for(run);
-        let max = CANDIDATES_MAX.max(chosen.len() + FOUND_BLOCKS_MIN);
-        for region in self.shared_regions(bytes) {
-            let Some(blocks) = self.region_blocks(region) else { continue };
-            if chosen.len() + blocks.count as usize > max {
-                break;
-            }
-            chosen.extend(blocks.iter());
-        }
-        self.read(chosen)
+    /// Calls `found` with the region of each anchor of `bytes` that is known.
+    pub fn anchors(&self, bytes: &[u8], found: impl FnMut(u32)) {
+        self.anchors.find(bytes, found);
     }
 
-    fn read(&self, chosen: BTreeSet<BlockIndex>) -> Result<Candidates, B::Error> {
-        let blocks: Vec<BlockIndex> = chosen.into_iter().collect();
+    /// Reads blocks, which are sorted.
+    pub fn candidates(&self, blocks: Vec<BlockIndex>) -> Result<Candidates, B::Error> {
         let extents: Vec<BlockRange> = blocks
             .chunk_by(|a, b| a.0 + 1 == b.0)
             .map(|extent| BlockRange::new(extent[0], extent.len() as u64))
@@ -150,17 +121,8 @@ impl<'a, B: OlderBlocks> Older<'a, B> {
         Ok(bytes)
     }
 
-    /// Regions that share anchors with the bytes, those that share most first.
-    fn shared_regions(&self, bytes: &[u8]) -> Vec<u32> {
-        let mut shared: BTreeMap<u32, u32> = BTreeMap::new();
-        self.anchors.find(bytes, |region| *shared.entry(region).or_default() += 1);
-        let mut regions: Vec<(u32, u32)> =
-            shared.into_iter().filter(|(_, count)| *count >= SHARED_MIN).collect();
-        regions.sort_by_key(|(region, count)| (std::cmp::Reverse(*count), *region));
-        regions.into_iter().map(|(region, _)| region).collect()
-    }
-
-    fn region_blocks(&self, region: u32) -> Option<BlockRange> {
+    /// The blocks of a region, if there is such a one.
+    pub fn region(&self, region: u32) -> Option<BlockRange> {
         let after = self.ranges.partition_point(|(_, first)| *first <= region);
         let (range, first) = self.ranges.get(after.checked_sub(1)?)?;
         let at = u64::from(region - first) * REGION_BLOCKS;
