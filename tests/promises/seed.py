@@ -10,7 +10,7 @@ from lib import hosts, tree
 from lib.network import NODE
 from lib.promises import promise
 from promises.get import KILLS, end_all, get, is_release
-from promises.updates import KIB, node_ends, release, relinked
+from promises.updates import KIB, node_ends, release, relinked, words
 
 SIZES = {"large": 3 * tree.MIB + 5 * KIB, "second": 2 * tree.MIB, "middle": 700 * KIB, "small": 100 * KIB, "tiny": 9 * KIB}
 TOTAL = sum(SIZES.values())
@@ -224,3 +224,27 @@ def without_seeds_nothing_else_is_fetched(world):
     assert report["deleted"] == 1
     is_release(source, world.dir / "two")
     assert foreign < empty * 1.1 + 64 * KIB
+
+
+@promise(seconds=120)
+def what_a_pruned_release_shared_is_found_still(world):
+    source = world.dir / "source"
+    source.mkdir()
+    (source / "shared").write_bytes(words("shared", 4 * tree.MIB))
+    (source / "other").write_bytes(words("other", 300 * KIB))
+    world.published(source)
+    directory = world.dir / "out"
+    shutil.copytree(source, directory)
+    with (source / "shared").open("r+b") as file:
+        file.seek(3 * tree.MIB)
+        file.write(words("new", 256 * KIB))
+    (source / "other").write_bytes(words("another", 300 * KIB))
+    world.publish(source, "v2")
+    world.origin("prune", "--keep", "1")
+    world.origin("verify")
+    alone, _ = counted(world, world.dir / "alone")
+    begin = time.monotonic()
+    seeded, report = counted(world, directory)
+    print(f"{seeded} bytes with seeds, {alone} without, {time.monotonic() - begin:.1f} s: {report}")
+    is_release(source, directory)
+    assert seeded < alone / 2 and time.monotonic() - begin < 30
