@@ -212,7 +212,9 @@ class Distd(Way):
     def fetch(self):
         for relay in self.relays:
             words = [self.fs, "relay", self.source([ORIGIN, *self.relays]), "--pin", "--cache", self.scratch / relay, "--listen", f"{address(relay)}:{PORT}"]
-            self.servers.append(serve(relay, *words, log=self.scratch / f"{relay}.out"))
+            log = self.scratch / f"{relay}.out"
+            self.servers.append(serve(relay, *words, log=log))
+            until(lambda log=log: "relaying" in log.read_text(), "a relay")
         mounts, prefetches = [], []
         for node in self.leaves:
             point, cache = self.scratch / f"{node}.mnt", self.scratch / node

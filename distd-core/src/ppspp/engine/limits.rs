@@ -103,7 +103,7 @@ pub const PATIENCE_WAITED_MIN: Duration = Duration::from_millis(100);
 /// The longest.
 pub const PATIENCE_WAITED_MAX: Duration = Duration::from_secs(1);
 /// The same where nobody waits.
-pub const PATIENCE_BACKGROUND_MIN: Duration = Duration::from_millis(400);
+pub const PATIENCE_BACKGROUND_MIN: Duration = Duration::from_millis(600);
 /// The longest.
 pub const PATIENCE_BACKGROUND_MAX: Duration = Duration::from_secs(5);
 /// How long a reader waits for others' fetches at the most, whatever progress they make.

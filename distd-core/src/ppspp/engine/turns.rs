@@ -88,7 +88,16 @@ struct Equal {
 pub(super) struct Climb {
     rung: usize,
     since: Instant,
-    asked: Option<(ChannelIndex, Instant)>,
+    asked: Option<Asked>,
+}
+
+/// A member that was asked to fetch something.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    index: ChannelIndex,
+    at: Instant,
+    /// It is above us: nodes go past a relay that lives only when it says that it cannot.
+    above: bool,
 }
 
 impl Climb {
@@ -98,7 +107,7 @@ impl Climb {
 
     /// `index` does not fetch it: the next rung.
     pub(super) fn on_miss(&mut self, index: ChannelIndex) {
-        if self.asked.is_some_and(|(asked, _)| asked == index) {
+        if self.asked.is_some_and(|asked| asked.index == index) {
             self.asked = None;
             self.rung += 1;
         }
@@ -106,7 +115,7 @@ impl Climb {
 
     /// A channel is gone: its index may become another peer's.
     pub(super) fn forget_channel(&mut self, index: ChannelIndex) {
-        self.asked.take_if(|(asked, _)| *asked == index);
+        self.asked.take_if(|asked| asked.index == index);
     }
 
     /// What comes is late: all sources are welcome.
@@ -301,14 +310,14 @@ impl Turns {
         offers: impl Fn(usize) -> bool,
     ) -> Step {
         loop {
-            if let Some((asked, at)) = climb.asked {
-                if let Some(until) = self.patience_until(climb, asked, at, class, channels)
+            if let Some(asked) = climb.asked {
+                if let Some(until) = self.patience_until(climb, asked, class, channels)
                     && now < until
                 {
                     self.tick(until);
                     return Step::Wait;
                 }
-                let gave_up = self.give_up(now, asked, at, class, channels);
+                let gave_up = self.give_up(now, asked, class, channels);
                 climb.asked = None;
                 let again = gave_up && class == Class::Background;
                 if !again || now >= climb.since + self.hold(class, channels) {
@@ -328,8 +337,9 @@ impl Turns {
             };
             match next {
                 Some((index, hops)) => {
-                    climb.asked = Some((index, now));
-                    self.tick(now + self.patience(class, channels));
+                    let asked = Asked { index, at: now, above: rung > 0 };
+                    climb.asked = Some(asked);
+                    self.tick(now + self.patience(asked, class, channels));
                     return Step::Ask(index, hops);
                 }
                 None => climb.rung = rung + 1,
@@ -354,17 +364,16 @@ impl Turns {
     fn patience_until(
         &self,
         climb: &Climb,
-        asked: ChannelIndex,
-        at: Instant,
+        asked: Asked,
         class: Class,
         channels: &Channels,
     ) -> Option<Instant> {
-        let source = &channels.get(asked)?.source;
-        if source.is_idle(at) || source.is_silent() {
+        let source = &channels.get(asked.index)?.source;
+        if source.is_idle(asked.at) || source.is_silent() {
             return None;
         }
         let hold = self.hold(class, channels);
-        let until = source.progress_at().max(at) + self.patience(class, channels);
+        let until = source.progress_at().max(asked.at) + self.patience(asked, class, channels);
         Some(until.min(climb.since + hold))
     }
 
@@ -389,7 +398,13 @@ impl Turns {
 
     /// How long whoever fetches for others may be without progress. Scaled by what comes from above:
     /// who shares a thin line with us is as slow as we are.
-    fn patience(&self, class: Class, channels: &Channels) -> Duration {
+    fn patience(&self, asked: Asked, class: Class, channels: &Channels) -> Duration {
+        if asked.above {
+            return match class {
+                Class::Waited => PATIENCE_WAITED_MAX,
+                Class::Background => PATIENCE_BACKGROUND_MAX,
+            };
+        }
         if class == Class::Waited {
             let members = self.tiers.iter().flat_map(|(_, members)| members);
             let above = members.filter_map(|(_, index)| channels.get(*index));
@@ -410,22 +425,21 @@ impl Turns {
     fn give_up(
         &mut self,
         now: Instant,
-        asked: ChannelIndex,
-        at: Instant,
+        asked: Asked,
         class: Class,
         channels: &mut Channels,
     ) -> bool {
-        let patience = self.patience(class, channels);
-        let idle = channels.get_mut(asked).is_none_or(|channel| {
+        let patience = self.patience(asked, class, channels);
+        let idle = channels.get_mut(asked.index).is_none_or(|channel| {
             let source = &mut channel.source;
-            let idle = source.is_silent() || now >= source.progress_at().max(at) + patience;
+            let idle = source.is_silent() || now >= source.progress_at().max(asked.at) + patience;
             if idle && !source.is_idle(now) {
                 source.pass_over(now);
             }
             idle
         });
         if idle {
-            self.equals.retain(|equal| equal.index != asked);
+            self.equals.retain(|equal| equal.index != asked.index);
             self.owners.clear();
             self.epoch += 1;
         }

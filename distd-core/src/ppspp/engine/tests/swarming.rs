@@ -107,7 +107,7 @@ fn an_idle_node_fetches_its_share_for_others_and_a_dead_one_costs_little() {
         finish(&mut net, &log, &fetches);
         let (took, copies) = (net.now - begin, copies(&net, &log, origin));
         assert!(copies <= 1.1, "dead {dead}: {copies} copies in {took:?}");
-        let most = if dead { 2400 } else { 1200 };
+        let most = if dead { 3000 } else { 1200 };
         assert!(took < Duration::from_millis(most), "dead {dead}: {took:?}");
     }
 }
@@ -267,7 +267,7 @@ fn nodes_turn_to_the_origin_when_their_relays_die_and_go_on_without_it() {
     }
     let fetch = net.nodes[nodes[0]].fetch(net.now, log.blocks(), Class::Background);
     let took = net.run_until_fetched(nodes[0], fetch);
-    assert!(took < Duration::from_secs(12), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     net.nodes[origin].dead = true;
     let fetch = net.nodes[nodes[1]].fetch(net.now, blocks(300, 200), Class::Waited);
     let took = net.run_until_fetched(nodes[1], fetch);
