@@ -152,6 +152,9 @@ enum Command {
         /// Fetch the releases that the sources name whole, and keep them; a track's next ones too.
         #[arg(long)]
         pin: bool,
+        /// Do not look for peers on the local network, nor be found there.
+        #[arg(long)]
+        nolan: bool,
     },
     /// The cache: size, limit, eviction.
     #[command(subcommand)]
@@ -170,6 +173,9 @@ enum Command {
         /// UDP address.
         #[arg(long)]
         listen: Option<SocketAddr>,
+        /// Do not look for peers on the local network, nor be found there.
+        #[arg(long)]
+        nolan: bool,
     },
 }
 
@@ -299,10 +305,16 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             let request = Request::Unpin { path: (&*named(path)?).into() };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::unpinned);
         }
-        Command::Relay { sources, listen, quota, pin } => {
+        Command::Relay { sources, listen, quota, pin, nolan } => {
             let (cache, quota_bytes) = (cache()?, quota.and_then(|limit| limit.0));
             make_parent(&cache)?;
-            let daemon = DaemonOptions { cache, quota_bytes, listen: Some(*listen), relay: true };
+            let daemon = DaemonOptions {
+                cache,
+                quota_bytes,
+                listen: Some(*listen),
+                relay: true,
+                lan: !*nolan,
+            };
             let targets = sources.iter().map(|source| Target::resolve(source));
             let targets = targets.collect::<Result<_, _>>()?;
             relay::run(RelayOptions { daemon, targets, pin: *pin })?;
@@ -316,13 +328,14 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 &mut std::io::stdout(),
             );
         }
-        Command::Node { quota, listen } => {
+        Command::Node { quota, listen, nolan } => {
             let (quota_bytes, listen) = (*quota, *listen);
             launch::run_node(&DaemonOptions {
                 cache: cache()?,
                 quota_bytes,
                 listen,
                 relay: false,
+                lan: !*nolan,
             })?;
         }
     }
@@ -361,6 +374,7 @@ pub(crate) fn mount_command(
         quota_bytes: options.quota_bytes,
         listen: options.listen,
         relay: false,
+        lan: options.lan,
     };
     make_parent(&cache)?;
     if foreground {
@@ -421,6 +435,7 @@ fn prefetch(cli: &Cli, cache: &Path, what: &str, wait: bool) -> Result<(), Compl
             quota_bytes: None,
             listen: None,
             relay: false,
+            lan: true,
         };
         launch::call_or_start(&options, &request, MOUNT_SLACK)?
     } else {
@@ -446,8 +461,13 @@ fn watched(cli: &Cli, cache: &Path, request: &Request) -> Answer {
 
 fn start_if_needed(cache: &Path, request: &Request) -> Answer {
     make_parent(cache)?;
-    let options =
-        DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None, relay: false };
+    let options = DaemonOptions {
+        cache: cache.to_owned(),
+        quota_bytes: None,
+        listen: None,
+        relay: false,
+        lan: true,
+    };
     launch::call_or_start(&options, request, MOUNT_SLACK)
 }
 
@@ -501,8 +521,13 @@ fn cache_command(cli: &Cli, cache: &Path, command: &CacheCommand) -> Result<(), 
 /// Does what is asked in a node that lives just for that.
 fn alone(cache: &Path, request: Request) -> Answer {
     use crate::control::Responder;
-    let options =
-        DaemonOptions { cache: cache.to_owned(), quota_bytes: None, listen: None, relay: false };
+    let options = DaemonOptions {
+        cache: cache.to_owned(),
+        quota_bytes: None,
+        listen: None,
+        relay: false,
+        lan: true,
+    };
     let daemon = Daemon::start(&options)?;
     let answer = Doorkeeper(std::sync::Arc::clone(&daemon)).respond(request);
     daemon.end();

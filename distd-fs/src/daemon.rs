@@ -47,6 +47,8 @@ pub struct DaemonOptions {
     pub listen: Option<SocketAddr>,
     /// Whether it fetches for nodes below it.
     pub relay: bool,
+    /// Whether it looks for peers on the local network, and lets them find it.
+    pub lan: bool,
 }
 
 #[derive(Default)]
@@ -108,7 +110,7 @@ impl Daemon {
     pub fn start(options: &DaemonOptions) -> Result<Arc<Self>, Complaint> {
         let mut node_options = NodeOptions::new(options.cache.clone());
         node_options.quota_bytes = options.quota_bytes;
-        node_options.relay = options.relay;
+        (node_options.relay, node_options.lan) = (options.relay, options.lan);
         if let Some(listen) = options.listen {
             node_options.listen = listen;
         }

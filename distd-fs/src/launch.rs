@@ -73,6 +73,9 @@ fn start(options: &DaemonOptions) -> Result<(), Complaint> {
     if let Some(listen) = options.listen {
         command.args(["--listen", &listen.to_string()]);
     }
+    if !options.lan {
+        command.arg("--nolan");
+    }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
     let Some(stdout) = child.stdout.take() else { return Ok(()) };
     let (sender, receiver) = mpsc::sync_channel(1);

@@ -70,6 +70,8 @@ pub struct Options {
     pub quota_bytes: Option<u64>,
     /// UDP address of the node.
     pub listen: Option<SocketAddr>,
+    /// The node looks for peers on the local network.
+    pub lan: bool,
     /// The directory may hold files.
     pub nonempty: bool,
 }
@@ -91,6 +93,7 @@ impl Default for Options {
             cache: None,
             quota_bytes: None,
             listen: None,
+            lan: true,
             nonempty: false,
         }
     }
@@ -128,7 +131,7 @@ pub enum OptionError {
 }
 
 const KNOWN: &str = "allow_other, allow_root, allow_stale, cache=DIR, default_permissions, \
-dev, exec, hold, listen=ADDR:PORT, nodev, noexec, nonempty, nosuid, prefetch=none|meta|profile|full, \
+dev, exec, hold, lan, listen=ADDR:PORT, nodev, noexec, nolan, nonempty, nosuid, prefetch=none|meta|profile|full, \
 quota=BYTES, ro, suid, timeout=SECONDS";
 
 /// Options of mount(8) and of fstab that say nothing to a read-only, immutable file system.
@@ -255,6 +258,8 @@ impl Options {
             "default_permissions" => self.mount.check_modes = true,
             "allow_stale" => self.mount.allow_stale = true,
             "hold" => self.mount.hold = true,
+            "lan" => self.lan = true,
+            "nolan" => self.lan = false,
             "nonempty" => self.nonempty = true,
             _ if GENERIC.contains(&word) || is_private(word) => {}
             _ => return Err(OptionError::Unknown { option: word.to_owned() }),

@@ -102,3 +102,21 @@ def readers_of_the_same_tenth_cost_the_origin_little_more_than_it(world):
             assert all(result[number] == want for result in results)
         assert copies <= 1.5, copies
         unmount(points.values())
+
+
+@promise(seconds=120)
+def nodes_of_one_network_find_each_other_and_one_that_does_not_want_to_is_not_found(world):
+    source = world.dir / "source"
+    source.mkdir()
+    tree.incompressible(source / "content", 4 * tree.MIB)
+    world.published(source)
+    with Bridge(world, 3) as bridge:
+        names, alone = bridge.source([]), "n3"
+        points = {name: bridge.mount(name, names, "prefetch=none" + (",nolan" if name == alone else "")) for name in bridge.names}
+        levels = lambda name: sorted(p["level"] for p in bridge.status(name)["peers"] if p["state"] == "open")  # noqa: E731
+        hosts.until(lambda: all(levels(name) == [0, 255] for name in ("n1", "n2")), 20, "two nodes that see each other")
+        bridge.fs("n1", "prefetch", "--wait", "-q", points["n1"], seconds=60)
+        assert levels(alone) == [0]
+        world.stop(world.servers[0], signal.SIGKILL)
+        compare.same(source, points["n2"])
+        unmount(points.values())

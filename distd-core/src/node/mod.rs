@@ -19,6 +19,7 @@ mod event_loop;
 mod follow;
 mod hasher;
 mod keeper;
+mod lan;
 mod prefetch;
 mod reading;
 mod seeds;

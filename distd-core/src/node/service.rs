@@ -5,11 +5,11 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::keys::OriginId;
@@ -21,6 +21,7 @@ use super::driver::Driver;
 use super::event_loop::{Command, EventLoop, Helpers};
 use super::hasher::Hasher;
 use super::keeper::Keeper;
+use super::lan::{DATAGRAM_BYTES, GroupSocket, Neighbours};
 use super::socket::Socket;
 use super::status::{NodeStatus, swarm_status};
 use super::swarm::{Shared, Swarm};
@@ -60,13 +61,16 @@ pub struct NodeOptions {
     pub listen: SocketAddr,
     /// Whether it is a relay: it fetches for the nodes below it.
     pub relay: bool,
+    /// Whether it looks for peers on the local network, and lets them find it.
+    pub lan: bool,
 }
 
 impl NodeOptions {
     /// A node on any free port, with the default budgets.
     pub fn new(cache: PathBuf) -> Self {
         let listen = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
-        Self { cache, quota_bytes: None, reserve_bytes: RESERVE_BYTES, listen, relay: false }
+        let (relay, lan) = (false, false);
+        Self { cache, quota_bytes: None, reserve_bytes: RESERVE_BYTES, listen, relay, lan }
     }
 }
 
@@ -111,6 +115,10 @@ struct Inner {
     waiting: Arc<AtomicUsize>,
     swarms: Mutex<BTreeMap<OriginId, Joined>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Whose swarms it is in, for who must not wait until one is joined.
+    origins: Mutex<Vec<OriginId>>,
+    /// Told when a swarm is joined.
+    joining: Arc<Notify>,
     started: Instant,
 }
 
@@ -118,6 +126,12 @@ struct Inner {
 struct Joined {
     swarm: Swarm,
     connecting: Vec<(PeerAddress, AbortHandle)>,
+}
+
+impl Inner {
+    fn origins(&self) -> MutexGuard<'_, Vec<OriginId>> {
+        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A running node. Cheap to clone; lives until [`Node::stop`].
@@ -169,9 +183,14 @@ impl Node {
             threads: Mutex::new(
                 [network, answerer, unpacker, keeping].into_iter().chain(hashing).collect(),
             ),
+            origins: Mutex::default(),
+            joining: Arc::default(),
             started: Instant::now(),
         };
         let node = Self(Arc::new(inner));
+        if options.lan {
+            node.0.runtime.spawn(find_neighbours(Arc::downgrade(&node.0)));
+        }
         node.spawn_flusher().map_err(start("flushing thread"))?;
         Ok(node)
     }
@@ -231,6 +250,8 @@ impl Node {
         if !answer.recv_timeout(ANSWER_DEADLINE).map_err(|_| NodeError::Stopping)? {
             return Err(NodeError::TooManyOrigins { origin });
         }
+        self.0.origins().push(origin);
+        self.0.joining.notify_one();
         Ok(Swarm { shared, commands: self.0.commands.clone() })
     }
 
@@ -244,6 +265,7 @@ impl Node {
     pub fn leave(&self, origin: OriginId) {
         let mut swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(joined) = swarms.remove(&origin) else { return };
+        self.0.origins().retain(|other| *other != origin);
         for (_, task) in joined.connecting {
             task.abort();
         }
@@ -350,6 +372,48 @@ pub(super) fn open_driver(
     let address = driver.local_address().map_err(bind)?;
     drop(guard);
     Ok((runtime, driver, address))
+}
+
+/// Says to the local network which swarms are here, and connects to whoever says the same.
+async fn find_neighbours(node: Weak<Inner>) {
+    let (mut nonce, mut buffer) = ([0; 8], [0; DATAGRAM_BYTES]);
+    let Some((port, joining)) = node.upgrade().map(|n| (n.listen.port(), Arc::clone(&n.joining)))
+    else {
+        return;
+    };
+    let socket = getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()));
+    let mut socket = match socket.and_then(|()| GroupSocket::open()) {
+        Ok(socket) => socket,
+        Err(error) => {
+            return tracing::info!(%error, "peers on the local network are not looked for");
+        }
+    };
+    let mut neighbours = Neighbours::new(Instant::now(), nonce, port);
+    loop {
+        let heard = tokio::select! {
+            heard = socket.receive(&mut buffer) => heard.ok(),
+            () = tokio::time::sleep_until(neighbours.say_at().into()) => None,
+            () = joining.notified() => {
+                neighbours.hurry(Instant::now());
+                None
+            }
+        };
+        let Some(node) = node.upgrade().filter(|node| !node.commands.is_closed()) else { return };
+        let now = Instant::now();
+        let origins = node.origins().clone();
+        if let Some((from, datagram)) = heard {
+            for (origin, address) in neighbours.hear(now, from, datagram, &origins) {
+                tracing::debug!(%address, "found on the local network");
+                // Best effort: it is heard again.
+                let _ = node.commands.try_send(Command::Connect { origin, address });
+            }
+        }
+        if now >= neighbours.say_at() {
+            let said = neighbours.say(now, &origins);
+            drop(node);
+            socket.send(said.as_deref()).await;
+        }
+    }
 }
 
 /// Looks a peer's name up and tells the loop its addresses, again and again.

@@ -37,6 +37,8 @@ const ASK_BYTES: u64 = 256 << 10;
 const WORKING: Duration = Duration::from_millis(10);
 /// Flights of which the holes are asked for again when a lane is overdue.
 const OVERDUE_FLIGHTS: usize = 64;
+/// Least time after which an answer that nobody waits for is overdue.
+const OVERDUE_BACKGROUND: Duration = Duration::from_millis(100);
 /// How much longer background work may be without an answer while waited runs are ahead of it.
 const BEHIND_WAITED: u32 = 8;
 
@@ -526,7 +528,12 @@ impl Source {
         let (background, lane) = (lane >= 2, &self.lanes[lane]);
         let oldest = self.flights.get(lane.order.first_key_value()?.1)?;
         let behind = background && self.waited() > 0;
-        let patience = rtt.overdue(self.timeouts) * if behind { BEHIND_WAITED } else { 1 };
+        let mut patience = rtt.overdue(self.timeouts);
+        if background {
+            // What others are sent meanwhile stands in the line's queue, and is no loss of ours.
+            patience = patience.max(OVERDUE_BACKGROUND * (1 << self.timeouts.min(3)));
+        }
+        let patience = patience * if behind { BEHIND_WAITED } else { 1 };
         Some(oldest.asked_at.max(lane.last_arrival) + patience)
     }
 

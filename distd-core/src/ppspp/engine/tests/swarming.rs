@@ -58,16 +58,18 @@ fn copies(net: &Net, log: &Log, at: usize) -> f64 {
 
 #[test]
 fn nodes_that_want_the_same_cost_the_origin_one_copy() {
-    for (seed, count, weather, most) in
-        [(1, 4, FINE, 1.1), (2, 8, FINE, 1.1), (3, 8, Weather { loss: 0.01, ..FINE }, 1.5)]
-    {
+    for (seed, count, weather, most, most_ms) in [
+        (1, 4, FINE, 1.1, 2000),
+        (2, 8, FINE, 1.1, 2000),
+        (3, 8, Weather { loss: 0.01, ..FINE }, 1.5, 4000),
+    ] {
         let log = Log::new(16);
         let (mut net, origin, nodes) = swarm(seed, &log, count, weather);
         let fetches = fetch_all(&mut net, &log, &nodes);
         finish(&mut net, &log, &fetches);
         let (took, copies) = (net.now - net.start, copies(&net, &log, origin));
         assert!(copies <= most, "seed {seed}: {copies} copies in {took:?}");
-        assert!(took < Duration::from_millis(2500), "seed {seed}: {took:?}; ideal is 1.34 s");
+        assert!(took < Duration::from_millis(most_ms), "seed {seed}: {took:?}; ideal is 1.34 s");
         assert_eq!(net.nodes[origin].engine.engine_counters().channels, count as u64);
         for node in nodes {
             let channels = net.nodes[node].engine.engine_counters().channels;
