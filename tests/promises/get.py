@@ -83,6 +83,26 @@ def what_is_right_is_left_alone_and_the_rest_is_made_right(world):
     assert len(same) > len(kept) - 12, "files that were right were written anew"
 
 
+@promise(seconds=120)
+def hard_links_that_are_right_are_left_alone(world):
+    source = world.dir / "source"
+    (source / "d").mkdir(parents=True)
+    # Names before, below and behind a directory, and one whose first name is not the first in the sort of all paths.
+    for first, *others in (("d/x", "z"), ("a", "d/y", "d0"), ("d.", "d/w")):
+        tree.incompressible(source / first, 200 * KIB, seed=first)
+        for other in others:
+            os.link(source / first, source / other)
+    world.published(source)
+    directory = world.dir / "out"
+    get(world, directory)
+    is_release(source, directory)
+    inodes = {p: os.lstat(p).st_ino for p in directory.rglob("*")}
+    again = get(world, directory, "--delete")
+    assert again["written"] == again["touched"] == again["reused_bytes"] == again["read_bytes"] == 0, again
+    assert inodes == {p: os.lstat(p).st_ino for p in directory.rglob("*")}
+    is_release(source, directory)
+
+
 @promise(seconds=180)
 def an_update_reads_only_what_changed_and_moves_what_moved(world):
     source = world.dir / "source"

@@ -61,20 +61,24 @@ impl Tree<'_> {
         release: &Release,
         mut take: impl FnMut(&[u8], &Entry) -> Result<(), GetError>,
     ) -> Result<(), GetError> {
-        let mut stack = vec![(Vec::new(), release.root_directory().node, 0)];
-        while let Some((path, node, depth)) = stack.pop() {
-            if depth > TREE_DEPTH_MAX {
-                return Err(GetError::Depth);
-            }
-            let mut below = Vec::new();
-            for entry in self.directory(node, &path)?.entries() {
-                let path = joined(&path, entry.name.as_bytes());
-                take(&path, entry)?;
-                if let EntryKind::Directory(directory) = &entry.kind {
-                    below.push((path, directory.node, depth + 1));
+        // Directories that are open, each with where it goes on: what is below an entry comes before the next.
+        let root = self.directory(release.root_directory().node, b"")?;
+        let mut stack = vec![(Vec::new(), root, 0)];
+        while let Some((path, node, next)) = stack.last_mut() {
+            let Some(entry) = node.entries().get(*next) else {
+                stack.pop();
+                continue;
+            };
+            *next += 1;
+            let path = joined(path, entry.name.as_bytes());
+            take(&path, entry)?;
+            if let EntryKind::Directory(directory) = &entry.kind {
+                let below = self.directory(directory.node, &path)?;
+                if stack.len() > TREE_DEPTH_MAX {
+                    return Err(GetError::Depth);
                 }
+                stack.push((path, below, 0));
             }
-            stack.extend(below.into_iter().rev());
         }
         Ok(())
     }
@@ -113,13 +117,15 @@ impl Tree<'_> {
             };
             let extents = || content::extents(self.swarm, file, path, self.timeout);
             known.take(survey, path, file, extents)?;
-            if entry.link.is_some_and(|link| !links.insert(link.id)) {
-                return Ok(());
-            }
             let digest = here.and_then(|number| survey.at(number)?.digest);
             if let Some(number) = here.filter(|_| digest == Some(file.blake3)) {
+                // Another name of an inode, too: to put it aside would give the inode one more name.
                 plan.replaced.remove(&number);
                 plan.staying.insert(number);
+                links.extend(entry.link.map(|link| link.id));
+                return Ok(());
+            }
+            if entry.link.is_some_and(|link| !links.insert(link.id)) {
                 return Ok(());
             }
             plan.bytes += file.size;
