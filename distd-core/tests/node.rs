@@ -415,3 +415,39 @@ fn an_update_is_made_of_files_outside_of_the_cache_and_wrong_ones_do_no_harm() {
         node.stop();
     }
 }
+
+/// A file on a disk that does not answer until the sender is dropped.
+struct Hanging(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl SeedFiles for Hanging {
+    fn read(&self, _file: u32, _offset: u64, _out: &mut [u8]) -> std::io::Result<()> {
+        let _ = self.0.lock().map(|ended| ended.recv());
+        Err(std::io::ErrorKind::TimedOut.into())
+    }
+}
+
+#[test]
+fn who_waits_does_not_wait_for_a_disk_outside_of_the_cache() {
+    let dir = tempfile::tempdir().expect("temp");
+    let log = dir.path().join("log");
+    let (old_blocks, new_blocks, new) = publish_update(&log, |_, honest, _| honest);
+    let origin = Origin::serve(&log, loopback());
+    let (node, swarm) = join(&dir.path().join("cache"), &origin);
+    swarm.wait_head(Duration::from_secs(10)).trusted.expect("a head");
+    let (end, ended) = std::sync::mpsc::channel();
+    let seeds = Arc::new(Seeds::new(Arc::new(Hanging(std::sync::Mutex::new(ended)))));
+    seeds.add(old_blocks, 0, 0);
+    let lent = swarm.lend(&seeds);
+    // As many as there are decoders.
+    swarm.fetch_bulk(vec![new_blocks]);
+    std::thread::sleep(Duration::from_millis(500));
+    for part in 0..4 {
+        let part = BlockRange::new(BlockIndex(new_blocks.start.0 + part * 64), 64);
+        let deadline = Instant::now() + Duration::from_secs(8);
+        let read = swarm.read_blocking(part, Purpose::Data, deadline).expect("read");
+        let from = ((part.start.0 - new_blocks.start.0) * BLOCK_BYTES) as usize;
+        assert!(read[..] == new[from..from + part.byte_len() as usize]);
+    }
+    drop((lent, end));
+    node.stop();
+}

@@ -56,9 +56,15 @@ pub(super) struct Decoded {
     pub(super) kept: bool,
 }
 
-/// Decodes a frame, checks the result against what the origin signed, and keeps it.
-pub(super) fn decode(shared: &Shared, chosen: &Chosen, frame: &[u8]) -> Result<Decoded, Refused> {
-    let (bases, lent) = read_bases(shared, chosen)?;
+/// Decodes a frame, checks the result against what the origin signed, and keeps it. What is lent is a base
+/// only if `borrows`.
+pub(super) fn decode(
+    shared: &Shared,
+    chosen: &Chosen,
+    frame: &[u8],
+    borrows: bool,
+) -> Result<Decoded, Refused> {
+    let (bases, lent) = read_bases(shared, chosen, borrows)?;
     let run = match make(chosen, frame, &bases) {
         Err(source) if !lent.is_empty() => {
             for base in &lent {
@@ -80,7 +86,11 @@ pub(super) fn decode(shared: &Shared, chosen: &Chosen, frame: &[u8]) -> Result<D
 }
 
 /// The bases of a frame, one after the other, and what of them is lent.
-fn read_bases(shared: &Shared, chosen: &Chosen) -> Result<(Vec<u8>, Vec<BlockRange>), Refused> {
+fn read_bases(
+    shared: &Shared,
+    chosen: &Chosen,
+    borrows: bool,
+) -> Result<(Vec<u8>, Vec<BlockRange>), Refused> {
     let (entry, mut lent) = (&chosen.entry, Vec::new());
     let mut bases = vec![0; entry.base_bytes() as usize];
     let mut rest = bases.as_mut_slice();
@@ -90,7 +100,8 @@ fn read_bases(shared: &Shared, chosen: &Chosen) -> Result<(Vec<u8>, Vec<BlockRan
         for missing in shared.log.read_blocks(*base, part)? {
             let from = ((missing.start.0 - base.start.0) * BLOCK_BYTES) as usize;
             let part = &mut part[from..from + missing.byte_len() as usize];
-            if let Some(base) = shared.lent.read(missing, part).first() {
+            let lacking = if borrows { shared.lent.read(missing, part) } else { vec![missing] };
+            if let Some(base) = lacking.first() {
                 return Err(Refused::NoBase { base: *base });
             }
             lent.push(missing);

@@ -3,9 +3,11 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::{error::Elapsed, timeout};
 
 use crate::frame::Part;
 use crate::limits::BLOCK_BYTES;
@@ -23,6 +25,8 @@ use super::{Haste, Job};
 const ROUNDS_MAX: usize = 3;
 /// Frames that lie together are fetched together, up to so many bytes.
 const GROUP_BYTES_MAX: u64 = 1 << 20;
+/// A decoding may take so long even where a job's time is running out.
+const PATIENCE_MIN: Duration = Duration::from_secs(2);
 
 /// Runs a job to its end and tells the loop.
 pub(super) async fn run(origin: Rc<Origin>, job: Job) {
@@ -47,7 +51,7 @@ async fn quick(origin: &Rc<Origin>, job: &Job) {
         return;
     }
     let made = unpack(origin, job, choice).await;
-    origin.claimed_done(&unmade, true).await;
+    let _ = timeout(patience(job), origin.claimed_done(&unmade, true)).await;
     let left = subtract_all(&unmade, &made);
     let left = left.iter().flat_map(|part| origin.shared.log.missing(*part)).collect();
     hand_over(origin, job, left, true).await;
@@ -154,7 +158,11 @@ async fn unpack(origin: &Rc<Origin>, job: &Job, choice: Choice) -> Vec<BlockRang
         match fetched.bytes().await {
             Some(bytes) => {
                 let frame = slice(&bytes, group.blocks, chosen.entry.range);
-                made.extend(unpack_one(origin, waited, chosen, frame).await);
+                let Ok(one) = unpack_one(origin, job, chosen, frame).await else {
+                    tracing::warn!("frames are not decoded in time; blocks are fetched plain");
+                    break;
+                };
+                made.extend(one);
             }
             None => origin.pause(&chosen.entry),
         }
@@ -166,24 +174,45 @@ async fn unpack(origin: &Rc<Origin>, job: &Job, choice: Choice) -> Vec<BlockRang
     made
 }
 
-/// Decodes one frame, once all its bases are there, and hands over what it gave; the blocks.
+/// How long a job may wait for what takes no network: half of the time that it has, so that the other half
+/// is left to fetch its blocks plain. A disk may hang.
+fn patience(job: &Job) -> Duration {
+    let left = job.deadline.saturating_duration_since(std::time::Instant::now());
+    (left / 2).max(PATIENCE_MIN)
+}
+
+/// Decodes one frame, once all its bases are there, and hands over what it gave; the blocks. An error: it
+/// takes too long.
 async fn unpack_one(
     origin: &Rc<Origin>,
-    waited: bool,
+    job: &Job,
     chosen: Chosen,
     frame: Bytes,
-) -> Option<BlockRange> {
+) -> Result<Option<BlockRange>, Elapsed> {
+    let waited = job.haste == Haste::Quick;
     let blocks = chosen.entry.blocks();
     let log = &origin.shared.log;
     if log.missing(blocks).is_empty() && !waited {
-        return Some(blocks);
+        return Ok(Some(blocks));
     }
-    origin.claimed_done(&chosen.entry.bases, waited).await;
-    let decoders = if waited { &origin.pool.quick } else { &origin.pool.background };
-    let turn = decoders.acquire().await.ok()?;
-    let (shared, of_frame) = (Arc::clone(&origin.shared), chosen.clone());
-    let decoded = tokio::task::spawn_blocking(move || decode(&shared, &of_frame, &frame)).await;
-    drop(turn);
+    let bases = origin.claimed_done(&chosen.entry.bases, waited);
+    if waited {
+        timeout(patience(job), bases).await?;
+    } else {
+        bases.await;
+    }
+    let decoding = timeout(patience(job), async {
+        let decoders = if waited { &origin.pool.quick } else { &origin.pool.background };
+        let turn = Arc::clone(decoders).acquire_owned().await;
+        let (shared, of_frame) = (Arc::clone(&origin.shared), chosen.clone());
+        let decoding = tokio::task::spawn_blocking(move || {
+            // Kept for as long as it runs, whoever waits for it.
+            let _turn = turn;
+            decode(&shared, &of_frame, &frame, !waited)
+        });
+        decoding.await
+    });
+    let decoded = decoding.await?;
     let counters = &origin.shared.counters;
     let Chosen { entry, part, .. } = chosen;
     match decoded {
@@ -196,7 +225,7 @@ async fn unpack_one(
             counters.decoded.fetch_add(run.bytes().len() as u64, Ordering::Relaxed);
             let origin_id = origin.shared.origin;
             origin.tell(Command::Decoded { origin: origin_id, run, kept }).await;
-            Some(blocks)
+            Ok(Some(blocks))
         }
         Ok(Err(error)) => {
             let ByteRange { offset, len } = entry.range;
@@ -213,12 +242,12 @@ async fn unpack_one(
                     "a frame cannot be used; its blocks are fetched another way"
                 );
             }
-            None
+            Ok(None)
         }
         Err(error) => {
             tracing::error!(%error, "a bug in decoding a frame was contained");
             origin.refuse(&entry);
-            None
+            Ok(None)
         }
     }
 }

@@ -23,7 +23,7 @@ mod origin;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use tokio::sync::mpsc;
@@ -42,6 +42,8 @@ use origin::{Origin, Pool};
 const ORIGINS_MAX: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 /// Jobs that may wait to be begun; a further one is fetched plain.
 pub(super) const JOBS_MAX: usize = 4096;
+/// How long decoding is waited for at the end: a disk may hang.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// A number for each job, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,7 +91,10 @@ pub(super) struct Job {
 pub(super) fn run(jobs: mpsc::Receiver<Job>, commands: mpsc::WeakSender<Command>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     match runtime {
-        Ok(runtime) => LocalSet::new().block_on(&runtime, take(jobs, commands)),
+        Ok(runtime) => {
+            LocalSet::new().block_on(&runtime, take(jobs, commands));
+            runtime.shutdown_timeout(ENDING);
+        }
         // Without it, each job's time runs out, and its blocks are fetched plain.
         Err(error) => tracing::error!(%error, "no frames are used"),
     }

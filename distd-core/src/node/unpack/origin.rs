@@ -38,9 +38,9 @@ const LOOP_SLACK: Duration = Duration::from_secs(5);
 /// What all jobs share.
 pub(super) struct Pool {
     /// Decoding for whoever waits. One decoding takes less than 3 MiB.
-    pub(super) quick: Semaphore,
+    pub(super) quick: Arc<Semaphore>,
     /// Decoding for background work.
-    pub(super) background: Semaphore,
+    pub(super) background: Arc<Semaphore>,
     /// KiB of frames of background work that are in memory or on their way there.
     pub(super) frames_kib: Semaphore,
 }
@@ -52,9 +52,9 @@ impl Pool {
     pub(super) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
-            quick: Semaphore::new(4),
+            quick: Arc::new(Semaphore::new(4)),
             // One processor is left to the network.
-            background: Semaphore::new((processors - 1).clamp(1, 4)),
+            background: Arc::new(Semaphore::new((processors - 1).clamp(1, 4))),
             frames_kib: Semaphore::new(FRAMES_KIB_MAX),
         }
     }
@@ -273,11 +273,12 @@ impl<'a> Sight<'a> {
     fn has_older(&mut self, munro: MunroIndex) -> bool {
         let epoch = self.origin.index.borrow_mut().epoch(&self.origin.shared, munro);
         let Ok(Some(epoch)) = epoch else { return true };
+        let haste = self.haste;
         *self.older.entry(epoch.munro).or_insert_with(|| {
             let before = MunroIndex(epoch.munro).blocks().start.0;
             let shared = &self.origin.shared;
             shared.log.held_blocks(BlockRange::new(BlockIndex(0), before)) > 0
-                || shared.lent.begin_before(BlockIndex(before))
+                || (haste != Haste::Quick && shared.lent.begin_before(BlockIndex(before)))
         })
     }
 }
@@ -295,7 +296,9 @@ impl View for Sight<'_> {
 
     fn out_of_reach(&mut self, blocks: BlockRange) -> Vec<BlockRange> {
         let lacking = self.lacking(blocks);
-        if lacking.is_empty() { lacking } else { self.origin.shared.lent.lacking(lacking) }
+        // Who waits does not depend on a disk that is not the cache's.
+        let is_settled = lacking.is_empty() || self.haste == Haste::Quick;
+        if is_settled { lacking } else { self.origin.shared.lent.lacking(lacking) }
     }
 
     fn frames(&mut self, munro: MunroIndex, part: Part) -> Option<Arc<MunroFrames>> {
