@@ -88,8 +88,8 @@ impl Cubic {
         self.set(cubic.max(reno));
     }
 
-    /// Something was lost.
-    pub(super) fn on_loss(&mut self) {
+    /// Something was lost; `kept`: which part of the window to keep, if the controller knows.
+    pub(super) fn on_loss(&mut self, kept: Option<f64>) {
         // RFC 9438 4.7: fast convergence: below the last ceiling, make room for others.
         self.ceiling = if self.bytes < self.ceiling && !self.starting {
             self.bytes * f64::midpoint(1.0, BETA)
@@ -98,12 +98,12 @@ impl Cubic {
         };
         self.starting = false;
         self.epoch = None;
-        self.set(self.bytes * BETA);
+        self.set(self.bytes * kept.unwrap_or(BETA));
     }
 
     /// Nothing arrives any more: start anew, to half of what it was.
     pub(super) fn on_timeout(&mut self) {
-        self.on_loss();
+        self.on_loss(None);
         self.starting = true;
         self.set(0.0);
     }

@@ -51,7 +51,7 @@ impl Ledbat {
         if self.starting && off_target < 0.25 {
             self.starting = false;
             // What arrives now went out a round trip ago, when the window was half of this.
-            self.reduce(now);
+            self.reduce(now, 0.5);
         }
         let acked_bytes = (acked.bytes as f64).min(self.bytes);
         let growth = if off_target < 0.0 {
@@ -72,10 +72,11 @@ impl Ledbat {
         self.set(self.bytes + growth);
     }
 
-    /// RFC 6817 2.4.2: cwnd = min(cwnd, max(cwnd/2, MIN_CWND * MSS)).
-    pub(super) fn on_loss(&mut self, now: Instant) {
+    /// RFC 6817 2.4.2: cwnd = min(cwnd, max(cwnd/2, MIN_CWND * MSS)), unless the controller knows which
+    /// part to keep.
+    pub(super) fn on_loss(&mut self, now: Instant, kept: Option<f64>) {
         self.starting = false;
-        self.reduce(now);
+        self.reduce(now, kept.unwrap_or(0.5));
     }
 
     /// RFC 6817 2.4.2: on a congestion timeout cwnd becomes small, and starts anew.
@@ -85,9 +86,9 @@ impl Ledbat {
         self.set(0.0);
     }
 
-    fn reduce(&mut self, now: Instant) {
+    fn reduce(&mut self, now: Instant, kept: f64) {
         self.reduced_at = Some(now);
-        self.set(self.bytes / 2.0);
+        self.set(self.bytes * kept);
     }
 
     fn set(&mut self, bytes: f64) {

@@ -235,8 +235,9 @@ impl Simulation {
         let kept = sender.in_flight.split_off(&overtaken);
         let lost = std::mem::replace(&mut sender.in_flight, kept);
         if let Some(sent_at) = lost.values().next_back() {
-            sender.lost += lost.len() as u64;
-            sender.controller.on_loss(now, *sent_at);
+            let count = lost.len() as u64;
+            sender.lost += count;
+            sender.controller.on_loss(now, *sent_at, count * SEGMENT_BYTES);
         }
         let timeout = sender.controller.rtt().timeout(sender.timeouts);
         if sender.in_flight.values().next().is_some_and(|oldest| now >= *oldest + timeout) {
@@ -351,10 +352,23 @@ fn granules_fill_a_path_as_well() {
 }
 
 #[test]
-fn random_loss_does_not_stop_a_flow() {
-    let lossy = Path { loss: 0.01, ..path(10.0, 10.0, 100.0) };
-    assert!(alone(lossy, foreground(), 10).0 > 60.0);
-    assert!(alone(lossy, background(), 10).0 > 40.0);
+fn one_percent_of_random_loss_costs_less_than_a_fifth() {
+    for clean in [path(10.0, 10.0, 100.0), path(100.0, 10.0, 50.0), path(50.0, 40.0, 100.0)] {
+        let lossy = Path { loss: 0.01, ..clean };
+        for flow in [foreground(), background()] {
+            let (used, _, _) = alone(lossy, flow, 20);
+            assert!(used > 80.0, "{used} % of {lossy:?}, waited: {}", flow.waited);
+        }
+    }
+}
+
+#[test]
+fn ten_percent_of_random_loss_does_not_stop_a_flow() {
+    let lossy = Path { loss: 0.1, ..path(10.0, 10.0, 100.0) };
+    for flow in [foreground(), background()] {
+        let (used, _, _) = alone(lossy, flow, 20);
+        assert!(used > 40.0, "{used} %, waited: {}", flow.waited);
+    }
 }
 
 /// Windows in segments, every 200 ms of the first two seconds.

@@ -19,6 +19,7 @@ mod delay;
 mod ledbat;
 #[cfg(test)]
 mod link;
+mod losses;
 mod pacer;
 mod rtt;
 
@@ -29,6 +30,7 @@ pub use rtt::Rtt;
 use cubic::Cubic;
 use delay::DelayHistory;
 use ledbat::Ledbat;
+use losses::Losses;
 use pacer::Pacer;
 
 /// What windows count in, in bytes: a datagram with one chunk.
@@ -44,6 +46,12 @@ pub const BACKGROUND_BYTES_INITIAL: u64 = 10 * SEGMENT_BYTES;
 
 /// How far a peer's one-way delay may lie above what the round trip shows: clocks tick coarsely.
 const DELAY_SLACK: Duration = Duration::from_millis(5);
+
+/// Losses count as congestion where data waits in a queue for so much of the round trip, within these
+/// bounds: a full queue is what loses data; radio and bad cables do it without one.
+const CONGESTED_QUEUE_PART: u32 = 8;
+const CONGESTED_QUEUE_MIN: Duration = Duration::from_millis(1);
+const CONGESTED_QUEUE_MAX: Duration = Duration::from_millis(12);
 
 /// What an acknowledgement says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +76,7 @@ pub struct Controller {
     one_way: DelayHistory,
     round_trip: DelayHistory,
     pacer: Pacer,
+    losses: Losses,
     /// When a loss last shrank the windows.
     reduced_at: Option<Instant>,
 }
@@ -82,6 +91,7 @@ impl Controller {
             one_way: DelayHistory::new(now),
             round_trip: DelayHistory::new(now),
             pacer: Pacer::new(now),
+            losses: Losses::default(),
             reduced_at: None,
         }
     }
@@ -110,6 +120,7 @@ impl Controller {
         if let Some(delay_us) = acked.delay_us {
             self.one_way.sample(now, delay_us);
         }
+        self.losses.on_ack(acked.bytes);
         let queuing = self.queuing();
         let round_trip = self.round_trip.queuing().unwrap_or_default();
         let sent_at = acked.rtt.and_then(|rtt| now.checked_sub(rtt));
@@ -117,16 +128,27 @@ impl Controller {
         self.foreground.on_ack(now, acked, round_trip, &self.rtt);
     }
 
-    /// Data that went out at `sent_at` was lost. Whether that shrank the windows: what was sent
+    /// `bytes` that went out at `sent_at` were lost. Whether that shrank the windows: what was sent
     /// before they last shrank says nothing of what they are now, so that they do so at most once
     /// in a round trip (RFC 6817 §2.4.2).
-    pub fn on_loss(&mut self, now: Instant, sent_at: Instant) -> bool {
+    ///
+    /// Where nothing waits in a queue, a small part that is lost is not taken for congestion, and a
+    /// larger one shrinks the windows by no more than itself: so they settle at what a policer lets
+    /// through, and a path that loses at random stays in use (RFC 7574 §8.15 allows tuning).
+    pub fn on_loss(&mut self, now: Instant, sent_at: Instant, bytes: u64) -> bool {
+        self.losses.on_loss(bytes);
         if self.reduced_at.is_some_and(|reduced_at| sent_at <= reduced_at) {
             return false;
         }
+        let part = self.rtt.smoothed() / CONGESTED_QUEUE_PART;
+        let queue_max = part.clamp(CONGESTED_QUEUE_MIN, CONGESTED_QUEUE_MAX);
+        let kept = if self.queuing() >= queue_max { None } else { Some(self.losses.kept()) };
+        if kept == Some(1.0) {
+            return false;
+        }
         self.reduced_at = Some(now);
-        self.background.on_loss(now);
-        self.foreground.on_loss();
+        self.background.on_loss(now, kept);
+        self.foreground.on_loss(kept);
         true
     }
 
@@ -236,7 +258,7 @@ mod tests {
                 match op {
                     Op::Sent(bytes) => controller.on_sent(now, bytes),
                     Op::Acked(acked) => controller.on_ack(now, acked),
-                    Op::Lost => _ = controller.on_loss(now, now),
+                    Op::Lost => _ = controller.on_loss(now, now, SEGMENT_BYTES),
                     Op::TimedOut => controller.on_timeout(now),
                 }
                 let background = controller.window_bytes(false);
@@ -258,17 +280,32 @@ mod tests {
     fn losses_within_a_round_trip_are_one() {
         let start = Instant::now();
         let mut controller = Controller::new(start);
-        controller.on_round_trip(start, Duration::from_millis(40));
+        controller.on_round_trip(start, Duration::from_millis(20));
+        for _ in 0..8 {
+            controller.on_round_trip(start, Duration::from_millis(40));
+        }
         let before = controller.window_bytes(false);
         let later = start + Duration::from_millis(40);
-        assert!(controller.on_loss(later, start));
+        assert!(controller.on_loss(later, start, SEGMENT_BYTES));
         // The rest of the same window is found missing little by little.
-        assert!(!controller.on_loss(later + Duration::from_millis(60), start));
-        assert!(!controller.on_loss(later + Duration::from_millis(60), later));
+        assert!(!controller.on_loss(later + Duration::from_millis(60), start, SEGMENT_BYTES));
+        assert!(!controller.on_loss(later + Duration::from_millis(60), later, SEGMENT_BYTES));
         assert_eq!(controller.window_bytes(false), before / 2);
-        assert!(
-            controller.on_loss(later + Duration::from_millis(90), later + Duration::from_millis(1))
-        );
+        let sent_at = later + Duration::from_millis(1);
+        assert!(controller.on_loss(later + Duration::from_millis(90), sent_at, SEGMENT_BYTES));
+    }
+
+    #[test]
+    fn without_a_queue_few_losses_are_no_congestion_and_many_cost_their_part() {
+        let start = Instant::now();
+        let mut controller = Controller::new(start);
+        controller.on_round_trip(start, Duration::from_millis(20));
+        let before = controller.window_bytes(false);
+        assert!(!controller.on_loss(start, start, SEGMENT_BYTES));
+        assert_eq!(controller.window_bytes(false), before);
+        assert!(controller.on_loss(start, start, 50 * SEGMENT_BYTES));
+        let after = controller.window_bytes(false);
+        assert!(after < before && after > before / 2, "{before} {after}");
     }
 
     #[test]

@@ -208,7 +208,8 @@ impl Serve {
                 continue;
             }
             self.sent.forget(piece.start.0);
-            self.losses += u64::from(self.controller.on_loss(now, sent_at));
+            let bytes = again.count() * congestion::SEGMENT_BYTES;
+            self.losses += u64::from(self.controller.on_loss(now, sent_at, bytes));
             self.queue(again, Urgency::Again);
         }
         for (start, end) in wanted.iter() {
