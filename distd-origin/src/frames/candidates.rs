@@ -43,6 +43,9 @@ pub struct Prospects {
     pairs: Vec<Pair>,
     /// What hints name, by piece.
     hinted: BTreeMap<usize, BTreeSet<BlockIndex>>,
+    /// Of these, the likeliest, and what lies around them.
+    close: BTreeSet<BlockIndex>,
+    around: BTreeSet<BlockIndex>,
 }
 
 /// A piece of the run, and a region that has something in common with it.
@@ -79,41 +82,40 @@ impl Prospects {
         }
         pairs.sort_unstable_by_key(|pair| (Reverse(pair.support), pair.piece, pair.region));
         let mut hinted: BTreeMap<usize, BTreeSet<BlockIndex>> = BTreeMap::new();
+        let (mut close, mut around) = (BTreeSet::new(), BTreeSet::new());
         for hint in older.hints(run) {
+            if hint.around { &mut around } else { &mut close }.extend(hint.older.iter());
             let piece = hint.new.start.0.saturating_sub(run.start.0) / REGION_BLOCKS;
             hinted.entry(piece as usize).or_default().extend(hint.older.iter());
         }
-        Self { pairs, hinted }
+        around.retain(|block| !close.contains(block));
+        Self { pairs, hinted, close, around }
     }
 
-    /// What to try first: for each piece the likeliest, which is what hints name if the anchors do not
-    /// disagree.
+    /// What to try first: what hints name, and for each piece of which the anchors say otherwise what
+    /// they find. Where that is too much, what lies around goes first.
     pub fn likeliest<B: OlderBlocks>(&self, older: &Older<'_, B>) -> Result<Candidates, B::Error> {
-        let mut chosen = BTreeSet::new();
+        let mut chosen: BTreeSet<BlockIndex> =
+            self.close.iter().copied().take(CANDIDATES_MAX).collect();
         let mut seen = [false; PIECES];
         for pair in &self.pairs {
-            if std::mem::replace(&mut seen[pair.piece], true) {
+            if std::mem::replace(&mut seen[pair.piece], true) || self.is_hinted(older, pair) {
                 continue;
             }
-            let hinted = self.hinted.get(&pair.piece).filter(|hinted| {
-                let found = older.region(pair.region);
-                found.is_some_and(|found| found.iter().any(|block| hinted.contains(&block)))
-            });
-            if let Some(hinted) = hinted {
-                chosen.extend(hinted);
-                continue;
-            }
-            let around = pair.region.saturating_sub(1)..=pair.region + 1;
-            chosen.extend(
-                around.filter_map(|region| older.region(region)).flat_map(BlockRange::iter),
-            );
-        }
-        for (piece, hinted) in &self.hinted {
-            if !seen.get(*piece).copied().unwrap_or(true) {
-                chosen.extend(hinted);
+            for region in pair.region.saturating_sub(1)..=pair.region + 1 {
+                let blocks = older.region(region).into_iter().flat_map(BlockRange::iter);
+                chosen.extend(blocks.take(CANDIDATES_MAX.saturating_sub(chosen.len())));
             }
         }
-        older.candidates(chosen.into_iter().take(CANDIDATES_MAX).collect())
+        chosen.extend(self.around.iter().take(CANDIDATES_MAX.saturating_sub(chosen.len())));
+        older.candidates(chosen.into_iter().collect())
+    }
+
+    /// Whether hints for the piece name blocks of the region.
+    fn is_hinted<B: OlderBlocks>(&self, older: &Older<'_, B>, pair: &Pair) -> bool {
+        let Some(hinted) = self.hinted.get(&pair.piece) else { return false };
+        let region = older.region(pair.region);
+        region.is_some_and(|region| hinted.range(region.start..region.end()).next().is_some())
     }
 
     /// More than `first` for the pieces of which its `copies` leave much; `None` if they do not, or if
@@ -213,12 +215,13 @@ mod tests {
     }
 
     #[test]
-    fn hints_are_taken_unless_anchors_disagree() {
+    fn what_anchors_find_is_taken_where_hints_name_something_else() {
         let memory = Memory(noise(1, (OLD_BLOCKS * BLOCK_BYTES) as usize));
         let hint = |at: u64| {
             (0..8).map(move |piece| Hint {
                 new: BlockRange::new(BlockIndex(OLD_BLOCKS + piece * 8), 8),
                 older: BlockRange::new(BlockIndex(at + piece * 8), 8),
+                around: false,
             })
         };
         let from = 700 * BLOCK_BYTES as usize;
@@ -227,7 +230,7 @@ mod tests {
         assert_eq!(likeliest(&memory, hint(700).collect(), new), right);
         let wrong = likeliest(&memory, hint(100).collect(), new);
         assert!(right.iter().all(|block| wrong.contains(block)), "{wrong:?}");
-        assert!(!wrong.contains(&BlockIndex(100)));
+        assert!(wrong.contains(&BlockIndex(100)));
         let unknown = noise(2, new.len());
         let hinted: Vec<BlockIndex> = (100..164).map(BlockIndex).collect();
         assert_eq!(likeliest(&memory, hint(100).collect(), &unknown), hinted);

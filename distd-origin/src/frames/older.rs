@@ -37,6 +37,8 @@ pub struct Hint {
     pub new: BlockRange,
     /// Older blocks to try for them.
     pub older: BlockRange,
+    /// These only lie around the likeliest ones.
+    pub around: bool,
 }
 
 /// All blocks that new runs may be compared with.

@@ -13,9 +13,11 @@ use crate::history::{HistoryError, Met, join, read_extents, walk};
 
 /// New blocks that one hint is for.
 const PIECE_BLOCKS: u64 = 8;
-/// Older blocks before and behind the same place.
+/// Older blocks before and behind the same place that are the likeliest, and those that are tried, too,
+/// where the blocks beside do not show that nothing moved here.
+const CLOSE_BLOCKS: u64 = 2;
 const AROUND_BLOCKS: u64 = 12;
-/// Blocks that moved by no more are looked for where they were: the blocks around cover it.
+/// Neighbours that moved by so much more or less have the same blocks around them.
 const NEAR_BLOCKS: u64 = 6;
 /// Places of one block in an older file that are compared.
 const PLACES_MAX: usize = 16;
@@ -35,24 +37,34 @@ pub(super) fn hints(
     files: &[NewFile<'_>],
     first: BlockIndex,
 ) -> Result<Vec<Hint>, HistoryError> {
-    let mut wanted: HashMap<&[u8], Vec<(Vec<u8>, Extents)>> =
+    let mut same: HashMap<&[u8], Option<Extents>> =
+        files.iter().map(|file| (file.path.as_slice(), None)).collect();
+    let mut namesakes: HashMap<&[u8], Vec<(Vec<u8>, Extents)>> =
         files.iter().map(|file| (name(&file.path), Vec::new())).collect();
     walk(log, previous.root_directory().node, |met| {
-        if let Met::Entry(directory, Entry { name, kind: EntryKind::File(file), .. }) = met
-            && let Some(older) = wanted.get_mut(name.as_bytes())
-            && older.len() < NAMESAKES_MAX
-        {
-            older.push((join(directory, name.as_bytes()), read_extents(log, file)?));
+        let Met::Entry(directory, Entry { name, kind: EntryKind::File(file), .. }) = met else {
+            return Ok::<_, HistoryError>(true);
+        };
+        let Some(others) = namesakes.get_mut(name.as_bytes()) else { return Ok(true) };
+        let path = join(directory, name.as_bytes());
+        if let Some(older) = same.get_mut(path.as_slice()) {
+            *older = Some(read_extents(log, file)?);
+        } else if others.len() < NAMESAKES_MAX {
+            others.push((path, read_extents(log, file)?));
         }
-        Ok::<_, HistoryError>(true)
+        Ok(true)
     })?;
     let mut hints = Vec::new();
     for file in files {
-        let older = wanted.get(name(&file.path)).into_iter().flatten();
-        let Some((_, older)) = older.max_by_key(|(path, _)| closeness(path, &file.path)) else {
-            continue;
+        let same = same.get(file.path.as_slice()).and_then(Option::as_ref);
+        let namesake = || {
+            let others = namesakes.get(name(&file.path)).into_iter().flatten();
+            let closest = others.max_by_key(|(path, _)| closeness(path, &file.path));
+            closest.map(|(_, extents)| extents)
         };
-        OlderFile::new(older).hints(&mut hints, file.extents, first);
+        if let Some(older) = same.or_else(namesake) {
+            OlderFile::new(older).hints(&mut hints, file.extents, first);
+        }
     }
     Ok(hints)
 }
@@ -61,11 +73,11 @@ fn name(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
-/// How much of two paths is the same: whole, or else from the end, or else from the beginning.
-fn closeness(a: &[u8], b: &[u8]) -> (bool, usize, usize) {
+/// How much of two paths is the same: from the end, or else from the beginning.
+fn closeness(a: &[u8], b: &[u8]) -> (usize, usize) {
     let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
     let beginning = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    (a == b, end, beginning)
+    (end, beginning)
 }
 
 /// The blocks of an older file, by both of their places.
@@ -99,57 +111,96 @@ impl OlderFile {
             placed.push((at, extent));
             at += extent.blocks();
         }
-        let is_new = |extent: Extent| matches!(extent, Extent::Data(run) if run.start >= first);
-        let mut before = 0;
-        for (i, (at, extent)) in placed.iter().enumerate() {
+        // The next extent that is not new, by extent: an image may have thousands in a row that are.
+        let mut known = None;
+        let mut behind = vec![None; placed.len()];
+        for (i, (at, extent)) in placed.iter().enumerate().rev() {
+            behind[i] = known;
+            match extent {
+                Extent::Data(run) if run.start >= first => {}
+                Extent::Data(run) => known = Some((*at, *run)),
+                Extent::Hole(_) => known = None,
+            }
+        }
+        let mut before = None;
+        for ((at, extent), behind) in placed.iter().zip(behind) {
             let Extent::Data(run) = *extent else { continue };
-            if !is_new(*extent) {
+            if run.start < first {
                 let last = run.count - 1;
-                let moved = self.moved(BlockIndex(run.start.0 + last), at + last, before);
-                before = moved.unwrap_or(before);
+                let block = BlockIndex(run.start.0 + last);
+                let moved = self.moved(run, block, at + last, before.unwrap_or(0));
+                before = moved.or(before);
                 continue;
             }
-            let next = placed[i + 1..].iter().find(|(_, extent)| !is_new(*extent));
-            let after = match next {
-                Some((at, Extent::Data(known))) => self.moved(known.start, *at, before),
-                _ => None,
-            };
-            self.hint_run(hints, run, *at, [before, after.unwrap_or(before)]);
+            let after =
+                behind.and_then(|(at, run)| self.moved(run, run.start, at, before.unwrap_or(0)));
+            self.hint_run(hints, run, *at, before, after);
         }
     }
 
-    /// How far a block at `place` has moved since; of its older places, that which fits `expected`
-    /// best. `None` if the older file has not got it.
-    fn moved(&self, block: BlockIndex, place: u64, expected: i64) -> Option<i64> {
+    /// How far an extent's `block` at `place` has moved since; `None` if that is as good as unknown: the
+    /// older file has not got it, or has it in several places of which none fits `expected`, or it is a
+    /// single block (a common one may lie anywhere) that does not fit either.
+    fn moved(
+        &self,
+        extent: BlockRange,
+        block: BlockIndex,
+        place: u64,
+        expected: i64,
+    ) -> Option<i64> {
         let from = self.by_block.partition_point(|(_, blocks)| blocks.start <= block);
         let near = self.by_block[..from].iter().rev().take(PLACES_MAX);
-        near.filter(|(_, blocks)| block < blocks.end())
-            .map(|(older, blocks)| (older + (block.0 - blocks.start.0)) as i64 - place as i64)
-            .min_by_key(|moved| (moved - expected).unsigned_abs())
+        let mut places = near
+            .filter(|(_, blocks)| block < blocks.end())
+            .map(|(older, blocks)| (older + (block.0 - blocks.start.0)) as i64 - place as i64);
+        let first = places.next()?;
+        if first == expected || places.clone().any(|moved| moved == expected) {
+            return Some(expected);
+        }
+        (places.next().is_none() && extent.count > 1).then_some(first)
     }
 
     /// Hints for a run that begins at block `at` of its file, between blocks that have moved so far.
-    fn hint_run(&self, hints: &mut Vec<Hint>, run: BlockRange, at: u64, moved: [i64; 2]) {
-        let [before, after] =
-            moved.map(|moved| if moved.unsigned_abs() <= NEAR_BLOCKS { 0 } else { moved });
+    fn hint_run(
+        &self,
+        hints: &mut Vec<Hint>,
+        run: BlockRange,
+        at: u64,
+        before: Option<i64>,
+        after: Option<i64>,
+    ) {
+        let settled = before.is_some() && before == after;
+        let before = before.unwrap_or(0);
+        let mut places = vec![before];
+        places.extend(after.filter(|after| after.abs_diff(before) > NEAR_BLOCKS));
         for step in (0..run.count).step_by(PIECE_BLOCKS as usize) {
             let count = PIECE_BLOCKS.min(run.count - step);
             let new = BlockRange::new(BlockIndex(run.start.0 + step), count);
-            self.hint_piece(hints, new, (at + step).saturating_add_signed(before));
-            if after != before {
-                self.hint_piece(hints, new, (at + step).saturating_add_signed(after));
+            for moved in &places {
+                let place = (at + step).saturating_add_signed(*moved);
+                self.hint_piece(hints, new, place, CLOSE_BLOCKS, false);
+                if !settled {
+                    self.hint_piece(hints, new, place, AROUND_BLOCKS, true);
+                }
             }
         }
     }
 
-    /// The blocks that lay at `place` and around it.
-    fn hint_piece(&self, hints: &mut Vec<Hint>, new: BlockRange, place: u64) {
-        let (from, to) = (place.saturating_sub(AROUND_BLOCKS), place + new.count + AROUND_BLOCKS);
+    /// The blocks that lay at `place`, and so many before and behind it.
+    fn hint_piece(
+        &self,
+        hints: &mut Vec<Hint>,
+        new: BlockRange,
+        place: u64,
+        beside: u64,
+        around: bool,
+    ) {
+        let (from, to) = (place.saturating_sub(beside), place + new.count + beside);
         let begin = self.by_place.partition_point(|(place, blocks)| place + blocks.count <= from);
         for (place, blocks) in self.by_place[begin..].iter().take_while(|(place, _)| *place < to) {
             let (low, high) = (from.max(*place), to.min(place + blocks.count));
             let start = BlockIndex(blocks.start.0 + (low - place));
-            hints.push(Hint { new, older: BlockRange::new(start, high - low) });
+            hints.push(Hint { new, older: BlockRange::new(start, high - low), around });
         }
     }
 }
@@ -167,27 +218,34 @@ mod tests {
     fn older_for(older: &[(u64, u64)], new: &[(u64, u64)], first: u64) -> Vec<BlockRange> {
         let mut hints = Vec::new();
         OlderFile::new(&extents(older)).hints(&mut hints, &extents(new), BlockIndex(first));
-        hints.into_iter().map(|hint| hint.older).collect()
+        hints.into_iter().filter(|hint| !hint.around).map(|hint| hint.older).collect()
     }
 
     #[test]
     fn a_changed_block_is_looked_for_where_it_was() {
         let found = older_for(&[(0, 100)], &[(0, 50), (1000, 1), (51, 49)], 1000);
-        assert_eq!(found, [BlockRange::new(BlockIndex(38), 25)]);
+        assert_eq!(found, [BlockRange::new(BlockIndex(48), 5)]);
     }
 
     #[test]
     fn behind_an_insertion_blocks_are_looked_for_where_their_neighbours_were() {
         // Two hundred new blocks at the beginning, then the old ones, one of them changed.
         let found = older_for(&[(0, 100)], &[(1000, 200), (0, 50), (1200, 1), (51, 49)], 1000);
-        assert_eq!(found.last(), Some(&BlockRange::new(BlockIndex(38), 25)));
+        assert_eq!(found.last(), Some(&BlockRange::new(BlockIndex(48), 5)));
     }
 
     #[test]
-    fn a_block_with_many_places_is_taken_for_the_nearest() {
-        let file = OlderFile::new(&extents(&[(7, 1), (100, 40), (7, 1), (200, 40), (7, 1)]));
-        assert_eq!(file.moved(BlockIndex(7), 50, 0), Some(-9));
-        assert_eq!(file.moved(BlockIndex(7), 50, 30), Some(32));
-        assert_eq!(file.moved(BlockIndex(8), 50, 30), None);
+    fn a_block_that_may_lie_anywhere_says_nothing() {
+        let file = OlderFile::new(&extents(&[(7, 1), (100, 40), (7, 1), (200, 40), (300, 1)]));
+        let moved = |start, count, place, expected| {
+            let extent = BlockRange::new(BlockIndex(start), count);
+            file.moved(extent, extent.start, place, expected)
+        };
+        assert_eq!(moved(7, 1, 50, 0), None);
+        assert_eq!(moved(7, 1, 50, -9), Some(-9));
+        assert_eq!(moved(300, 1, 50, 0), None);
+        assert_eq!(moved(300, 1, 50, 32), Some(32));
+        assert_eq!(moved(200, 2, 50, 0), Some(-8));
+        assert_eq!(moved(8, 1, 50, 30), None);
     }
 }
