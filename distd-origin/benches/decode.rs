@@ -34,7 +34,7 @@ impl Spent {
         decoder: &mut FrameDecoder,
         record: &MunroFrames,
     ) -> Result<(), Failure> {
-        let mut tree = MunroTree::new(record.munro().clone());
+        let mut tree = MunroTree::new(*record.munro());
         for frame in record.frames() {
             let packed = log.read_bytes(frame.range)?;
             let mut bases = Vec::new();
@@ -47,7 +47,7 @@ impl Spent {
             let plain = decoder.decode(frame, &packed, &bases)?;
             let decoded = begin.elapsed();
             record.verify(&mut tree, frame.bin, plain.into())?;
-            self.verifying += begin.elapsed() - decoded;
+            self.verifying += begin.elapsed().saturating_sub(decoded);
             self.decoding += decoded;
             self.slowest = self.slowest.max(decoded);
             self.frames += 1;
