@@ -42,17 +42,24 @@ impl Seeds {
     }
 
     /// Says that `blocks` lie in a file from its block `at` on. What is known already stays as it is; beyond
-    /// [`SEED_RUNS_MAX`] runs nothing is taken any more.
-    pub fn add(&self, blocks: BlockRange, file: u32, at: u64) {
+    /// [`SEED_RUNS_MAX`] runs nothing is taken any more. Whether something was.
+    pub fn add(&self, blocks: BlockRange, file: u32, at: u64) -> bool {
         let lacking = self.lacking(blocks);
         let mut runs = self.write();
+        let before = runs.len();
         for part in lacking {
             if runs.len() >= SEED_RUNS_MAX {
-                return;
+                break;
             }
             let at = at + (part.start.0 - blocks.start.0);
             runs.insert(part.start.0, Run { count: part.count, file, at });
         }
+        runs.len() > before
+    }
+
+    /// Does not offer anything of a file any more.
+    pub fn forget_file(&self, file: u32) {
+        self.write().retain(|_, run| run.file != file);
     }
 
     /// The parts of `blocks` that are not known, ascending.
@@ -243,10 +250,14 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_not_offered_again() {
         let seeds = Seeds::new(Arc::new(Counting));
-        seeds.add(range(0, 4), 1, 0);
-        seeds.add(range(4, 4), 9, 0);
+        assert!(seeds.add(range(0, 4), 1, 0));
+        assert!(seeds.add(range(4, 4), 9, 0));
+        assert!(!seeds.add(range(2, 4), 7, 0), "all of it is known");
         let mut out = vec![0; 8 * BLOCK_BYTES as usize];
         assert_eq!(seeds.read(range(0, 8), &mut out), [range(4, 4)]);
         assert_eq!(seeds.lacking(range(0, 10)), [range(4, 6)]);
+        assert!(seeds.add(range(2, 4), 7, 0));
+        seeds.forget_file(1);
+        assert_eq!(seeds.lacking(range(0, 10)), [range(0, 4), range(6, 4)]);
     }
 }

@@ -183,7 +183,10 @@ impl<'a> Get<'a> {
         self.recognise(first, &mut survey, &mut known, &mut plan)
             .or_else(|error| self.go_on(&error))?;
         self.put_aside(&mut desk, &name, &survey, &known, &plan);
-        let missing = std::mem::take(&mut plan.missing);
+        let mut missing = std::mem::take(&mut plan.missing);
+        let unread =
+            plan.reused.into_iter().filter(|(file, _)| known.shelf.path_of(*file).is_none());
+        missing.extend(unread.flat_map(|(_, blocks)| blocks));
         let missing: Vec<BlockRange> =
             missing.into_iter().flat_map(|blocks| known.seeds.lacking(blocks)).collect();
         let _lent = tree.swarm.lend(&known.seeds);
@@ -262,7 +265,8 @@ impl<'a> Get<'a> {
         known: &Known,
         plan: &Plan,
     ) {
-        let needed: BTreeSet<FileNumber> = known.used.iter().chain(&plan.reused).copied().collect();
+        let reused = plan.reused.iter().map(|(number, _)| number);
+        let needed: BTreeSet<FileNumber> = known.used.iter().chain(reused).copied().collect();
         for number in needed {
             let Some(found) = survey.at(number) else { continue };
             let is_own = found.path.strip_prefix(own).is_some_and(|rest| rest.starts_with(b"/"));
@@ -274,8 +278,11 @@ impl<'a> Get<'a> {
             };
             match path {
                 Ok(path) => known.shelf.put(number, path),
-                // It is fetched, or made in another way.
-                Err(error) => tracing::debug!(%error, "a file cannot be put aside"),
+                // What it has is fetched, or made in another way.
+                Err(error) => {
+                    tracing::debug!(%error, "a file cannot be put aside");
+                    known.seeds.forget_file(number);
+                }
             }
             if self.progress.is_stopped() {
                 return;

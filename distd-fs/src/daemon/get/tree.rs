@@ -26,8 +26,8 @@ pub(super) struct Tree<'a> {
 pub(super) struct Plan {
     /// Blocks that are not local, in the order of writing.
     pub(super) missing: Vec<BlockRange>,
-    /// Files with content that is wanted elsewhere.
-    pub(super) reused: Vec<FileNumber>,
+    /// Files with content that is wanted elsewhere, each with the blocks to be fetched if it cannot be read.
+    pub(super) reused: Vec<(FileNumber, Vec<BlockRange>)>,
     /// Files that stay what and where they are.
     pub(super) staying: HashSet<FileNumber>,
     /// Files in whose place something else is wanted.
@@ -129,12 +129,13 @@ impl Tree<'_> {
                 return Ok(());
             }
             plan.bytes += file.size;
-            if let Some(number) = survey.with(&file.blake3) {
-                plan.reused.push(number);
-                return Ok(());
-            }
             let held = |range: &BlockRange| self.swarm.held_blocks(*range) == range.count;
-            plan.missing.extend(extents()?.data().filter(|range| !held(range)));
+            let extents = extents()?;
+            let missing = extents.data().filter(|range| !held(range));
+            match survey.with(&file.blake3) {
+                Some(number) => plan.reused.push((number, missing.collect())),
+                None => plan.missing.extend(missing),
+            }
             Ok(())
         })?;
         Ok(plan)
