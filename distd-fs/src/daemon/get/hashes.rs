@@ -6,11 +6,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 
 use distd_core::frame::{BLOCK_HASH_BYTES, EpochList};
 use distd_core::limits::BLOCK_BYTES;
 use distd_core::unit::{BlockIndex, BlockRange, MunroIndex};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use super::GetError;
 use super::known::Known;
@@ -25,7 +28,9 @@ use crate::fs::merged;
 const BLOCKS_MAX: u64 = 1 << 21;
 /// All hashes of an epoch are fetched if they are at most this share of what may be saved.
 const HASHES_SHARE: u64 = 64;
-/// So many times what may be saved is searched besides the files under whose paths a release has something.
+/// So many times what may be saved is read of the files under whose paths a release has something.
+const NEAR_SHARES: u64 = 64;
+/// So many times what may be saved is read of others.
 const SEARCHED_SHARES: u64 = 4;
 /// Blocks that are read at once.
 const READ_BLOCKS: u64 = 256;
@@ -96,12 +101,15 @@ pub(super) fn recognise(
         candidates.partition(|candidate| near.contains(&candidate.number));
     let table = searching.fetch(known.near(survey).map(|(_, blocks)| blocks).collect())?;
     progress.begin("looking for blocks", near.iter().map(|candidate| candidate.size).sum());
+    let mut room = worth * NEAR_SHARES;
     for candidate in near {
-        let found = searching.search(&candidate, &table, known)?;
+        let found = searching.search(&candidate, &table, &mut room, known)?;
         if found * 2 < candidate.size {
             others.push(candidate);
         }
     }
+    // Two tables at once would be too much for a node's memory.
+    drop(table);
     let unfound: u64 = others.iter().map(|candidate| candidate.size).sum();
     let worth = worth.min(unfound);
     let table = searching.fetch(searching.all(worth / HASHES_SHARE))?;
@@ -111,9 +119,8 @@ pub(super) fn recognise(
     let mut room = worth * SEARCHED_SHARES;
     progress.begin("looking for blocks", unfound.min(room));
     for candidate in others {
-        if let Some(left) = room.checked_sub(candidate.size) {
-            room = left;
-            searching.search(&candidate, &table, known)?;
+        if candidate.size <= room {
+            searching.search(&candidate, &table, &mut room, known)?;
         }
     }
     Ok(())
@@ -133,6 +140,9 @@ impl Searching<'_> {
         for item in self.epochs.items.iter().rev() {
             let first = MunroIndex(item.munro).blocks();
             let own = BlockRange::new(first.start, item.munros * first.count);
+            if item.hashes.is_none() {
+                continue;
+            }
             let Some(left) = budget_bytes.checked_sub(own.count * BLOCK_HASH_BYTES) else { break };
             budget_bytes = left;
             all.push(own);
@@ -159,20 +169,23 @@ impl Searching<'_> {
         Ok(table)
     }
 
-    /// Adds what a file has of a table's blocks; how many bytes.
+    /// Adds what a file has of a table's blocks; how many bytes. What is read is taken from `room`.
     fn search(
         &self,
         candidate: &Candidate,
         table: &Table,
+        room: &mut u64,
         known: &mut Known,
     ) -> Result<u64, GetError> {
         let mut bytes = 0;
         if let Ok(file) = self.root.open_file(&candidate.path) {
             // What cannot be read has nothing to offer.
-            let _ = search(file, table, self.progress, |blocks, at| {
+            let most = candidate.size.min(*room);
+            let read = search(&file, table, candidate.size, most, self.progress, |blocks, at| {
                 bytes += blocks.byte_len();
                 known.add(blocks, candidate.number, at);
             });
+            *room = room.saturating_sub(read.unwrap_or(most));
         }
         self.progress.add(candidate.size);
         if self.progress.is_stopped() { Err(GetError::Stopped) } else { Ok(bytes) }
@@ -187,18 +200,29 @@ fn epochs(tree: &Tree<'_>) -> Result<Option<EpochList>, GetError> {
     Ok(list.inspect_err(|error| tracing::warn!(%error, "no block hashes are used")).ok())
 }
 
-/// Tells `found` which runs of blocks a file has, and from which of its blocks on.
+/// Tells `found` which runs of blocks a file has before its byte `end`, and from which of its blocks on; no
+/// more than about `most` bytes are read, and holes are not. How many were read.
 fn search(
-    mut file: File,
+    file: &File,
     table: &Table,
+    end: u64,
+    most: u64,
     progress: &Progress,
     mut found: impl FnMut(BlockRange, u64),
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let mut buffer = vec![0; (READ_BLOCKS * BLOCK_BYTES) as usize];
     let mut run: Option<(BlockRange, u64)> = None;
-    let mut block = 0;
-    loop {
-        let len = fill(&mut file, &mut buffer)?;
+    let (mut block, mut read) = (0, 0);
+    while block * BLOCK_BYTES < end && read < most && !progress.is_stopped() {
+        let Some(data) = next_data(file, block * BLOCK_BYTES) else { break };
+        if data / BLOCK_BYTES > block {
+            block = data / BLOCK_BYTES;
+            run.take().into_iter().for_each(|(blocks, at)| found(blocks, at));
+            continue;
+        }
+        let wanted = buffer.len().min((end - block * BLOCK_BYTES) as usize);
+        let len = fill(file, &mut buffer[..wanted], block * BLOCK_BYTES)?;
+        read += len as u64;
         let whole = len.next_multiple_of(BLOCK_BYTES as usize);
         buffer[len..whole].fill(0);
         for content in buffer[..whole].chunks_exact(BLOCK_BYTES as usize) {
@@ -207,20 +231,26 @@ fn search(
             match (&mut run, place) {
                 (Some((blocks, _)), Some(place)) if blocks.end() == place => blocks.count += 1,
                 (_, place) => {
-                    if let Some((blocks, at)) = run.take() {
-                        found(blocks, at);
-                    }
+                    run.take().into_iter().for_each(|(blocks, at)| found(blocks, at));
                     run = place.map(|place| (BlockRange::new(place, 1), block));
                 }
             }
             block += 1;
         }
-        if len < buffer.len() || progress.is_stopped() {
-            if let Some((blocks, at)) = run {
-                found(blocks, at);
-            }
-            return Ok(());
+        if len < wanted {
+            break;
         }
+    }
+    run.into_iter().for_each(|(blocks, at)| found(blocks, at));
+    Ok(read)
+}
+
+/// Where data begins from `at` on; `None`: nowhere. A file system that knows no holes has data everywhere.
+fn next_data(file: &File, at: u64) -> Option<u64> {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => Some(data),
+        Err(Errno::NXIO) => None,
+        Err(_) => Some(at),
     }
 }
 
@@ -234,10 +264,10 @@ fn short(block: &[u8]) -> Short {
 }
 
 /// Reads until the buffer is full or the file ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+fn fill(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut len = 0;
     while len < buffer.len() {
-        match file.read(&mut buffer[len..]) {
+        match file.read_at(&mut buffer[len..], at + len as u64) {
             Ok(0) => break,
             Ok(more) => len += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -250,7 +280,7 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Seek, Write};
+    use std::io::Write;
 
     fn content(blocks: &[u8]) -> Vec<u8> {
         blocks.iter().flat_map(|byte| [*byte; BLOCK_BYTES as usize]).collect()
@@ -267,13 +297,33 @@ mod tests {
     fn found(table: &Table, bytes: &[u8]) -> Vec<(u64, u64, u64)> {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(bytes).expect("written");
-        file.rewind().expect("rewound");
+        let len = bytes.len() as u64;
+        found_in(&file, table, len, len).0
+    }
+
+    fn found_in(file: &File, table: &Table, end: u64, most: u64) -> (Vec<(u64, u64, u64)>, u64) {
         let mut runs = Vec::new();
-        search(file, table, &Progress::default(), |blocks, at| {
+        let read = search(file, table, end, most, &Progress::default(), |blocks, at| {
             runs.push((blocks.start.0, blocks.count, at));
-        })
-        .expect("read");
-        runs
+        });
+        (runs, read.expect("read"))
+    }
+
+    #[test]
+    fn holes_are_not_read_nor_what_is_beyond_a_bound() {
+        let table = table(100, &[1, 2, 3]);
+        let file = tempfile::tempfile().expect("a file");
+        let far = (1 << 42) / BLOCK_BYTES;
+        file.write_all_at(&content(&[1, 2]), 0).expect("written");
+        file.write_all_at(&content(&[3, 2]), far * BLOCK_BYTES).expect("written");
+        let end = (far + 2) * BLOCK_BYTES;
+        let (runs, read) = found_in(&file, &table, end, u64::MAX);
+        assert_eq!(runs, [(100, 2, 0), (102, 1, far), (101, 1, far + 1)]);
+        assert!(read < 8 << 20, "{read}");
+        // It has grown meanwhile.
+        assert_eq!(found_in(&file, &table, BLOCK_BYTES, u64::MAX).0, [(100, 1, 0)]);
+        assert_eq!(found_in(&file, &table, end, 1).0, [(100, 2, 0)]);
+        assert_eq!(found_in(&file, &table, end, 0), (vec![], 0));
     }
 
     #[test]
