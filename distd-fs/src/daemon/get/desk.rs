@@ -5,7 +5,9 @@
 //! .distd-get/seeds/1, ...  files that go and whose content is still needed; the next run needs it, too
 //! ```
 
-use rustix::fs::{FileType, Mode, mkdirat};
+use std::collections::HashMap;
+
+use rustix::fs::{FileType, Mode, OFlags, fstat, mkdirat};
 use rustix::io::Errno;
 
 use super::content::link_beneath;
@@ -21,6 +23,8 @@ pub(super) struct Desk<'a> {
     seeds: Place,
     /// Names given out among the seeds.
     aside: u64,
+    /// The seeds, by device and inode.
+    names: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl<'a> Desk<'a> {
@@ -33,18 +37,32 @@ impl<'a> Desk<'a> {
         };
         let place = make(root, &name)?;
         let seeds = make(&place, SEEDS)?;
-        let numbers = seeds.names()?.into_iter().filter_map(|name| {
-            std::str::from_utf8(&name).ok().and_then(|name| name.parse::<u64>().ok())
-        });
-        let aside = numbers.max().unwrap_or(0);
-        Ok((Self { root, name, seeds, aside }, place))
+        let (mut aside, mut names) = (0, HashMap::new());
+        for name in seeds.names()? {
+            let number = std::str::from_utf8(&name).ok().and_then(|name| name.parse::<u64>().ok());
+            aside = aside.max(number.unwrap_or(0));
+            if let Some(stat) = seeds.stat(&name)? {
+                names.insert((stat.st_dev, stat.st_ino), name);
+            }
+        }
+        Ok((Self { root, name, seeds, aside, names }, place))
     }
 
-    /// Gives a file below the root another name, so that its content outlives its place; its new path.
+    /// Gives a file below the root another name, so that its content outlives its place; its new path. One
+    /// that has such a name keeps it.
     pub(super) fn put_aside(&mut self, path: &[u8]) -> Result<Vec<u8>, Errno> {
-        self.aside += 1;
-        let name = self.aside.to_string().into_bytes();
-        link_beneath(self.root, path, &self.seeds, &name)?;
+        let stat = fstat(self.root.open_beneath(path, OFlags::PATH)?)?;
+        let inode = (stat.st_dev, stat.st_ino);
+        let name = match self.names.get(&inode) {
+            Some(name) => name.clone(),
+            None => {
+                self.aside += 1;
+                let name = self.aside.to_string().into_bytes();
+                link_beneath(self.root, path, &self.seeds, &name)?;
+                self.names.insert(inode, name.clone());
+                name
+            }
+        };
         Ok([&self.name, &b"/"[..], SEEDS, b"/", &name].concat())
     }
 
@@ -123,6 +141,7 @@ mod tests {
         assert!(!path("own/7").exists());
         assert_eq!(fs::read_to_string(path("own/seeds/1")).expect("read"), "old");
         assert_eq!(desk.put_aside(b"file").expect("linked"), b"own/seeds/2");
+        assert_eq!(desk.put_aside(b"file").expect("linked"), b"own/seeds/2", "a second run");
         desk.clear().expect("cleared");
         assert!(!path("own").exists());
         let (desk, _) = Desk::open(&root, b"own".to_vec()).expect("made");

@@ -11,6 +11,9 @@ use super::GetError;
 use super::shelf::Shelf;
 use super::survey::{Digest, FileNumber, Found, Survey};
 
+/// Extents that are remembered of other content under files' paths, 16 bytes each.
+const NEAR_EXTENTS_MAX: usize = 1 << 20;
+
 /// What is known of the directory's files.
 pub(super) struct Known {
     /// Where they lie.
@@ -23,6 +26,7 @@ pub(super) struct Known {
     pub(super) used: BTreeSet<FileNumber>,
     /// Files under whose path a release has other content, and where that lies.
     near: Vec<(FileNumber, Extents)>,
+    near_extents: usize,
 }
 
 impl Known {
@@ -30,7 +34,7 @@ impl Known {
         let shelf = Arc::new(shelf);
         let seeds = Arc::new(Seeds::new(Arc::clone(&shelf) as _));
         let (digests, used) = (HashSet::new(), BTreeSet::new());
-        Self { shelf, seeds, digests, used, near: Vec::new() }
+        Self { shelf, seeds, digests, used, near: Vec::new(), near_extents: 0 }
     }
 
     /// Takes note of what a release has under a path.
@@ -53,16 +57,21 @@ impl Known {
                 }
                 at += extent.blocks();
             }
-        } else if let Some(number) = survey.number_of(path) {
-            self.near.push((number, extents()?));
+        } else if let Some(number) = survey.number_of(path)
+            && self.near_extents < NEAR_EXTENTS_MAX
+        {
+            let extents = extents()?;
+            self.near_extents += extents.len();
+            self.near.push((number, extents));
         }
         Ok(())
     }
 
     /// Takes note of blocks that a file has from its block `at` on.
     pub(super) fn add(&mut self, blocks: BlockRange, number: FileNumber, at: u64) {
-        self.seeds.add(blocks, number, at);
-        self.used.insert(number);
+        if self.seeds.add(blocks, number, at) {
+            self.used.insert(number);
+        }
     }
 
     /// Whether all of a file is known.

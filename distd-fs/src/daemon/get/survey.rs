@@ -40,6 +40,10 @@ impl Stamp {
     fn size(&self) -> u64 {
         self.2.max(0) as u64
     }
+
+    const fn inode(&self) -> (u64, u64) {
+        (self.0, self.1)
+    }
 }
 
 /// A regular file below the directory.
@@ -113,9 +117,18 @@ impl Survey {
         Ok(())
     }
 
-    /// Leaves out what is in our own directory, but for the seeds that a run before this one put aside.
+    /// Leaves out what is in our own directory, but for the seeds that a run before this one put aside and
+    /// that do not lie elsewhere, too.
     pub(super) fn leave_out(&mut self, temporary: &[u8]) {
         self.files.retain(|found| !is_on_desk(temporary, &found.path));
+        let is_aside = |found: &Found| {
+            found.path.strip_prefix(temporary).is_some_and(|rest| rest.starts_with(b"/"))
+        };
+        if self.files.iter().any(is_aside) {
+            let others = self.files.iter().filter(|found| !is_aside(found));
+            let mut inodes: HashSet<_> = others.map(|found| found.stamp.inode()).collect();
+            self.files.retain(|found| !is_aside(found) || inodes.insert(found.stamp.inode()));
+        }
     }
 
     /// Reads every file that is as long as one that is wanted and was not read before.
@@ -207,6 +220,23 @@ fn digest_of(
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn what_was_put_aside_and_is_in_its_place_still_is_one_file() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let root = Place::open(scratch.path()).expect("opens");
+        let path = |name: &str| scratch.path().join(name);
+        fs::create_dir_all(path("own/seeds")).expect("made");
+        for name in ["file", "own/7", "own/seeds/2"] {
+            fs::write(path(name), name).expect("written");
+        }
+        fs::hard_link(path("file"), path("own/seeds/1")).expect("linked");
+        fs::hard_link(path("own/seeds/2"), path("own/seeds/3")).expect("linked");
+        let mut survey = Survey::look(&root, &Progress::default()).expect("looked at");
+        survey.leave_out(b"own");
+        let paths: Vec<_> = survey.files().map(|(_, found)| found.path.as_slice()).collect();
+        assert_eq!(paths, [&b"file"[..], b"own/seeds/2"]);
+    }
 
     #[test]
     fn it_knows_files_by_path_by_content_and_by_directory() {
