@@ -241,7 +241,9 @@ fn search(
             break;
         }
     }
-    run.into_iter().for_each(|(blocks, at)| found(blocks, at));
+    if let Some((blocks, at)) = run {
+        found(blocks, at);
+    }
     Ok(read)
 }
 
