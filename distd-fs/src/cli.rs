@@ -429,15 +429,7 @@ fn prefetch(cli: &Cli, cache: &Path, what: &str, wait: bool) -> Result<(), Compl
         let wanted = (&Target::resolve(what)?).into();
         let timeout_s = Options::default().mount.timeout_s;
         let request = Request::PrefetchSource { wanted, timeout_s, watched: wait };
-        make_parent(cache)?;
-        let options = DaemonOptions {
-            cache: cache.to_owned(),
-            quota_bytes: None,
-            listen: None,
-            relay: false,
-            lan: true,
-        };
-        launch::call_or_start(&options, &request, MOUNT_SLACK)?
+        start_if_needed(cache, &request)?
     } else {
         let path = (&*named(Path::new(what))?).into();
         ask(cache, &Request::Prefetch { path, watched: wait })?
