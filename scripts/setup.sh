@@ -11,6 +11,7 @@ die() { say "$*"; exit 1; }
 wanted=(
   fusermount3=fuse3 mkfs.erofs=erofs-utils rsync=rsync getfattr=attr setfacl=acl setcap=libcap2-bin
   ip=iproute2 strace=strace losetup=mount nsenter=util-linux mkfs.ext4=e2fsprogs dpkg-deb=dpkg systemd-analyze=systemd
+  tshark=tshark dumpcap=wireshark-common
 )
 case ${1-} in
   '') ;;

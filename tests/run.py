@@ -24,7 +24,7 @@ from lib.promises import discover  # noqa: E402
 
 NEEDED_PROGRAMS = (
     "unshare nsenter mount umount losetup ip fusermount3 mkfs.erofs mkfs.ext4 rsync "
-    "getfattr setfattr getfacl setfacl setcap strace dpkg dpkg-deb systemd-analyze cmp find tc"
+    "getfattr setfattr getfacl setfacl setcap strace dpkg dpkg-deb systemd-analyze cmp find tc tshark dumpcap"
 ).split()
 
 
