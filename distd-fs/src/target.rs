@@ -74,6 +74,20 @@ pub enum TargetError {
         /// What was wrong with the last answer.
         problem: Option<String>,
     },
+    /// There are peers, but none of them knows a head.
+    #[error(
+        "peers of origin {origin} answered, but none told a release within {} s; tried {addresses}; \
+         has anything been published there?",
+        .timeout.as_secs()
+    )]
+    NothingTold {
+        /// Whose log.
+        origin: OriginId,
+        /// Who was asked.
+        addresses: String,
+        /// How long.
+        timeout: Duration,
+    },
     /// The head ran out and this cache has never seen another.
     #[error(
         "the newest statement of origin {origin} ran out {age_s} s ago: it may hide newer releases, \
@@ -144,7 +158,9 @@ impl From<TargetError> for Complaint {
             TargetError::Metainfo { .. }
             | TargetError::Damaged { .. }
             | TargetError::Stale { .. } => Exit::Unverified,
-            TargetError::Unreachable { .. } | TargetError::Fetch { .. } => Exit::Unreachable,
+            TargetError::Unreachable { .. }
+            | TargetError::NothingTold { .. }
+            | TargetError::Fetch { .. } => Exit::Unreachable,
             TargetError::NoTrack { .. }
             | TargetError::NoRelease { .. }
             | TargetError::Pruned { .. } => Exit::NoSuch,
@@ -263,13 +279,7 @@ impl Target {
         deadline: Instant,
     ) -> Result<ByteRange, TargetError> {
         let Some(trusted) = &news.trusted else {
-            let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
-            return Err(TargetError::Unreachable {
-                origin: self.origin,
-                addresses: addresses.join(", "),
-                timeout,
-                problem: news.problem.clone(),
-            });
+            return Err(self.untold(news, timeout));
         };
         let head = &trusted.placed.head;
         let track = head.track(&self.track);
@@ -282,6 +292,18 @@ impl Target {
                 existing: names(head.tracks.iter().map(|track| track.name.as_str())),
             }),
             (Some(release), _) => self.find_in_catalog(swarm, head, release, deadline),
+        }
+    }
+
+    /// Why there is no head.
+    fn untold(&self, news: &HeadNews, timeout: Duration) -> TargetError {
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        let (origin, addresses) = (self.origin, addresses.join(", "));
+        match &news.problem {
+            None if news.heard => TargetError::NothingTold { origin, addresses, timeout },
+            problem => {
+                TargetError::Unreachable { origin, addresses, timeout, problem: problem.clone() }
+            }
         }
     }
 

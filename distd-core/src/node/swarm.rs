@@ -169,11 +169,13 @@ impl Swarm {
         self.shared.head.subscribe()
     }
 
-    /// Waits until a peer has told the newest head, at most `patience`; then what the cache knows is
-    /// good enough. Blocks the calling thread.
+    /// Waits until a peer has told the newest head, or one that should know better is silent about it;
+    /// at most `patience`. Blocks the calling thread.
     pub fn wait_head(&self, patience: Duration) -> HeadNews {
         let news = self.shared.news();
-        let unheard = |news: &mut HeadNews| !news.heard;
+        // Peers that answer without knowing a head leave the wait to those who do.
+        let unheard =
+            |news: &mut HeadNews| !news.heard || news.trusted.is_none() && news.problem.is_none();
         let (news, _) = self
             .shared
             .changed
