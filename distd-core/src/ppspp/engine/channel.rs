@@ -44,8 +44,11 @@ pub(super) struct Channel {
     pub(super) outbound: bool,
     /// Messages that the peer understands.
     pub(super) messages: MessageSet,
-    /// Where it says that it stands.
+    /// Where it says that it stands, and how often it has said something else.
     pub(super) place: Option<Place>,
+    pub(super) places: u32,
+    /// We were told to dial it, or have found it ourselves.
+    pub(super) dialled: bool,
     pub(super) rtt: Rtt,
     pub(super) source: Source,
     pub(super) serve: Serve,
@@ -110,6 +113,8 @@ impl Channel {
             outbound,
             messages: MessageSet::default(),
             place: None,
+            places: 0,
+            dialled: outbound,
             rtt: Rtt::new(now),
             source: Source::new(now),
             serve: Serve::new(now),
@@ -130,6 +135,13 @@ impl Channel {
             armed: None,
             rest_until: now,
         }
+    }
+
+    /// The level where it stands, seen from level `ours`. Above us is only who we dialled: the word of
+    /// others makes nobody wait for them.
+    pub(super) fn level(&self, ours: u8) -> Option<u8> {
+        let level = self.place?.level;
+        Some(if self.dialled { level } else { level.max(ours) })
     }
 
     /// Whether messages may be sent: the peer's address is proved.

@@ -19,8 +19,10 @@ use crate::unit::{Bin, BlockIndex, BlockRange, ChunkRange};
 use super::channel::ChannelIndex;
 use super::event::{Class, FetchId, SwarmKey};
 use super::interval::IntervalSet;
-use super::limits::{FETCHES_MAX, RUNS_MAX, SOURCES_PER_RUN, TRIED_MAX};
-use super::turns::{Climb, pieces};
+use super::limits::{
+    ERRANDS_MAX, ERRANDS_WAITED_BLOCKS_MAX, FETCHES_MAX, RUNS_MAX, SOURCES_PER_RUN, TRIED_MAX,
+};
+use super::turns::{Climb, HOPS, Piece, pieces};
 
 /// A range that somebody asked this engine for.
 #[derive(Debug)]
@@ -33,8 +35,12 @@ pub(super) struct Fetch {
     runs: usize,
     /// Peers that were asked for it.
     tried: Vec<SocketAddr>,
-    /// Peers asked for it, and nobody here: the blocks.
-    errand: Option<(u64, u64)>,
+    /// What was asked for.
+    pub(super) blocks: BlockRange,
+    /// Peers asked for it, and nobody here.
+    errand: bool,
+    /// How many more peers may pass a wish for it on.
+    hops: u8,
     pub(super) armed: Option<Instant>,
 }
 
@@ -55,6 +61,9 @@ pub(super) struct Run {
     /// How far up it is sought.
     pub(super) climb: Option<Climb>,
 }
+
+/// Where a search for background work has come: a fetch, and a block of it.
+pub(super) type Sought = (FetchId, u64);
 
 /// A place in the line of runs without a source: class, ticket, first chunk.
 pub(super) type Place = (Class, u64, u64);
@@ -82,8 +91,12 @@ pub(super) struct Ledger {
     pub(super) disarm: Vec<(FetchId, Instant)>,
     /// Flights that are wanted no more.
     pub(super) withdrawn: Vec<(ChannelIndex, u64)>,
-    /// Blocks that are fetched for peers.
-    errands: IntervalSet,
+    /// Blocks that some fetch wants, and at least those that two or more do.
+    wanted: IntervalSet,
+    shared: IntervalSet,
+    /// Blocks that are fetched for peers, by class, and by how many fetches.
+    errands: [IntervalSet; 2],
+    errand_count: usize,
     /// Fetches for peers whose timers are not set yet.
     pub(super) arm: Vec<FetchId>,
     /// There is more background work than at the last look.
@@ -113,7 +126,10 @@ impl Ledger {
             hedges: Vec::new(),
             disarm: Vec::new(),
             withdrawn: Vec::new(),
-            errands: IntervalSet::default(),
+            wanted: IntervalSet::default(),
+            shared: IntervalSet::default(),
+            errands: Default::default(),
+            errand_count: 0,
             arm: Vec::new(),
             grown: false,
         }
@@ -141,52 +157,110 @@ impl Ledger {
         if self.fetches.len() >= FETCHES_MAX {
             return false;
         }
+        let (start, end) = (blocks.start.0, blocks.end().0);
         let mut todo = IntervalSet::default();
-        todo.insert(blocks.start.0, blocks.end().0);
-        let (tried, errand) = (Vec::new(), None);
-        let fetch = Fetch { class, deadline, todo, runs: 0, tried, errand, armed: None };
+        todo.insert(start, end);
+        self.wanted.iter_within(start, end).for_each(|(start, end)| self.shared.insert(start, end));
+        self.wanted.insert(start, end);
+        let fetch = Fetch {
+            class,
+            deadline,
+            todo,
+            runs: 0,
+            tried: Vec::new(),
+            blocks,
+            errand: false,
+            hops: HOPS,
+            armed: None,
+        };
         self.grown |= class == Class::Background;
         self.fetches.insert(id, fetch);
         self.unplanned[class.index()].push_back(id);
         true
     }
 
-    /// Fetches blocks `start..end` for peers, unless that is under way.
-    pub(super) fn insert_errand(&mut self, start: u64, end: u64, class: Class, deadline: Instant) {
+    /// Fetches blocks `start..end` for peers, as far as that is not under way; `false` if peers have
+    /// asked for too much already. What is under way in the background is fetched again as waited.
+    pub(super) fn insert_errand(&mut self, piece: Piece, class: Class, deadline: Instant) -> bool {
+        let Piece { start, end, hops } = piece;
         let mut lacking = IntervalSet::default();
         lacking.insert(start, end);
+        let mut take = |others: &IntervalSet| {
+            others.iter_within(start, end).for_each(|(start, end)| lacking.remove(start, end));
+        };
+        take(&self.errands[Class::Waited.index()]);
         if class == Class::Background {
-            self.errands
-                .iter_within(start, end)
-                .for_each(|(start, end)| lacking.remove(start, end));
-            for id in &self.unplanned[Class::Background.index()] {
-                let Some(fetch) = self.fetches.get(id) else { continue };
-                fetch
-                    .todo
-                    .iter_within(start, end)
-                    .for_each(|(start, end)| lacking.remove(start, end));
+            take(&self.errands[Class::Background.index()]);
+            if self.wanted.first_within(start, end).is_some() {
+                let ids = self.unplanned[Class::Background.index()].iter();
+                ids.filter_map(|id| self.fetches.get(id)).for_each(|fetch| take(&fetch.todo));
             }
+        }
+        let waited = self.errands[Class::Waited.index()].count() + lacking.count();
+        if self.errand_count + lacking.len() > ERRANDS_MAX
+            || self.fetches.len() + lacking.len() > FETCHES_MAX
+            || class == Class::Waited && waited > ERRANDS_WAITED_BLOCKS_MAX
+        {
+            return false;
         }
         for (start, end) in lacking.iter() {
             let id = self.next_id();
             let blocks = BlockRange::new(BlockIndex(start), end - start);
-            if !self.insert(id, blocks, class, deadline) {
-                return;
-            }
+            self.insert(id, blocks, class, deadline);
             if let Some(fetch) = self.fetches.get_mut(&id) {
-                fetch.errand = Some((start, end));
+                (fetch.errand, fetch.hops) = (true, hops);
             }
-            self.errands.insert(start, end);
+            self.errands[class.index()].insert(start, end);
+            self.errand_count += 1;
             self.arm.push(id);
         }
+        true
+    }
+
+    /// What of `awaited` within `blocks` nothing here fetches any more.
+    pub(super) fn unfetched(&self, awaited: &IntervalSet, blocks: BlockRange) -> IntervalSet {
+        let (start, end) = (blocks.start.0, blocks.end().0);
+        let mut left = IntervalSet::default();
+        awaited.iter_within(start, end).for_each(|(start, end)| left.insert(start, end));
+        if left.is_empty() {
+            return left;
+        }
+        let todo = self.unplanned.iter().flatten().filter_map(|id| self.fetches.get(id));
+        for others in self.errands.iter().chain(todo.map(|fetch| &fetch.todo)) {
+            others.iter_within(start, end).for_each(|(start, end)| left.remove(start, end));
+        }
+        let from = (start << BLOCK_LAYER).saturating_sub((1 << GRANULE_LAYER) - 1);
+        for run in self.runs.range(from..end << BLOCK_LAYER).map(|(_, run)| run.bin.chunks()) {
+            left.remove(run.start.0 >> BLOCK_LAYER, run.end.0 >> BLOCK_LAYER);
+        }
+        left
     }
 
     /// What is left of the background work, in order, cut where stretches end; as many as `count`.
-    pub(super) fn background_pieces(&self, count: usize) -> Vec<(u64, u64)> {
+    pub(super) fn background_pieces(&self, count: usize) -> Vec<Piece> {
         let fetches = self.unplanned[Class::Background.index()].iter();
-        let todo =
-            fetches.filter_map(|id| self.fetches.get(id)).flat_map(|fetch| fetch.todo.iter());
-        todo.flat_map(|(start, end)| pieces(start, end)).take(count).collect()
+        let todo = fetches.filter_map(|id| self.fetches.get(id)).flat_map(|fetch| {
+            let hops = fetch.hops;
+            fetch.todo.iter().map(move |(start, end)| Piece { start, end, hops })
+        });
+        todo.flat_map(pieces).take(count).collect()
+    }
+
+    /// How many more peers may pass a wish for this run on.
+    pub(super) fn hops(&self, run: &Run) -> u8 {
+        let waiters = run.waiters.iter().filter_map(|id| self.fetches.get(id));
+        waiters.map(|fetch| fetch.hops).max().unwrap_or(0)
+    }
+
+    /// Fetches for peers of which `offered` says of no part that somebody has it.
+    pub(super) fn hopeless_errands(&self, offered: impl Fn(u64, u64) -> bool) -> Vec<FetchId> {
+        if self.errand_count == 0 {
+            return Vec::new();
+        }
+        let errands = self.fetches.iter().filter(|(_, fetch)| fetch.errand);
+        let hopeless =
+            errands.filter(|(_, fetch)| !offered(fetch.blocks.start.0, fetch.blocks.end().0));
+        hopeless.map(|(id, _)| *id).collect()
     }
 
     /// Members of a hint have nothing of these chunks: runs that wait for them look higher.
@@ -244,34 +318,41 @@ impl Ledger {
     }
 
     /// Makes one run of background work that `available` holds and of which `pick` takes a part; it
-    /// has no source yet and stands in no line.
+    /// has no source yet and stands in no line. The search begins at `from`, and leaves there where the
+    /// next one does.
     pub(super) fn next_background(
         &mut self,
         available: &IntervalSet,
+        from: &mut Option<Sought>,
         mut pick: impl FnMut(u64, u64) -> Option<(u64, u64)>,
     ) -> Option<u64> {
-        let mut at = 0;
+        let line = &self.unplanned[Class::Background.index()];
+        let known = from.and_then(|sought| line.iter().position(|id| *id == sought.0));
+        let (mut at, mut block) = (known.unwrap_or(0), 0);
+        if known.is_some() {
+            block = from.map_or(0, |sought| sought.1);
+        }
         while let Some(id) = self.unplanned[Class::Background.index()].get(at).copied() {
             let todo = self.fetches.get(&id).map(|fetch| &fetch.todo);
             if todo.is_none_or(IntervalSet::is_empty) {
                 self.unplanned[Class::Background.index()].remove(at);
                 continue;
             }
-            let mut from = 0;
             while let Some((start, end)) =
-                self.fetches.get(&id).and_then(|fetch| fetch.todo.next_common(available, from))
+                self.fetches.get(&id).and_then(|fetch| fetch.todo.next_common(available, block))
             {
                 if self.runs.len() >= RUNS_MAX {
                     return None;
                 }
-                from = end;
+                block = end;
                 let Some((start, end)) = pick(start, end) else { continue };
-                from = start;
+                block = start;
                 if let Carved::Created(first) = self.carve(id, start, end) {
+                    *from = Some((id, block));
                     return Some(first);
                 }
             }
-            at += 1;
+            (at, block) = (at + 1, 0);
         }
         None
     }
@@ -414,7 +495,9 @@ impl Ledger {
     pub(super) fn verified(&mut self, bin: Bin, by: ChannelIndex) -> Vec<FetchId> {
         let mut complete = Vec::new();
         let first = bin.chunks().start.0;
-        if let Some(run) = self.runs.remove(&first) {
+        let run = self.runs.remove(&first);
+        let was_wanted = run.is_some();
+        if let Some(run) = run {
             let place = (run.class, run.ticket, first);
             self.pending.remove(&place);
             self.parked.remove(&place);
@@ -430,6 +513,21 @@ impl Ledger {
             }
         }
         let (start, end) = (first >> BLOCK_LAYER, bin.chunks().end.0 >> BLOCK_LAYER);
+        if !was_wanted || self.shared.first_within(start, end).is_some() {
+            self.trim(start, end, &mut complete);
+        }
+        self.wanted.remove(start, end);
+        self.shared.remove(start, end);
+        for id in &complete {
+            let armed = self.fetches.get(id).and_then(|fetch| fetch.armed);
+            self.disarm.extend(armed.map(|at| (*id, at)));
+            self.remove(*id);
+        }
+        complete
+    }
+
+    /// Blocks `start..end` are there: whoever has not planned them yet need not.
+    fn trim(&mut self, start: u64, end: u64, complete: &mut Vec<FetchId>) {
         for id in self.unplanned.iter().flatten() {
             if let Some(fetch) = self.fetches.get_mut(id)
                 && fetch.todo.first_within(start, end).is_some()
@@ -440,27 +538,24 @@ impl Ledger {
                 }
             }
         }
-        for id in &complete {
-            let armed = self.fetches.get(id).and_then(|fetch| fetch.armed);
-            self.disarm.extend(armed.map(|at| (*id, at)));
-            self.remove(*id);
-        }
-        complete
     }
 
     /// Ends a fetch; runs that nobody waits for any more are withdrawn. Gives the peers asked.
     pub(super) fn remove(&mut self, id: FetchId) -> Option<Vec<SocketAddr>> {
         let fetch = self.fetches.remove(&id)?;
-        if let Some((start, end)) = fetch.errand {
-            self.errands.remove(start, end);
+        let (start, end) = (fetch.blocks.start.0, fetch.blocks.end().0);
+        if fetch.errand {
+            self.errands[fetch.class.index()].remove(start, end);
+            self.errand_count -= 1;
         }
+        self.unwant(start, end);
         let unplanned = &mut self.unplanned[fetch.class.index()];
         if let Some(at) = unplanned.iter().position(|other| *other == id) {
             unplanned.remove(at);
         }
         if fetch.runs > 0 {
             let mut unwanted = Vec::new();
-            for (first, run) in &mut self.runs {
+            for (first, run) in self.runs.range_mut(start << BLOCK_LAYER..end << BLOCK_LAYER) {
                 if let Some(at) = run.waiters.iter().position(|waiter| *waiter == id) {
                     run.waiters.swap_remove(at);
                     if run.waiters.is_empty() {
@@ -478,5 +573,17 @@ impl Ledger {
             }
         }
         Some(fetch.tried)
+    }
+
+    /// One fetch of blocks `start..end` fewer.
+    fn unwant(&mut self, start: u64, end: u64) {
+        if self.fetches.is_empty() {
+            (self.wanted, self.shared) = Default::default();
+            return;
+        }
+        let mut alone = IntervalSet::default();
+        alone.insert(start, end);
+        self.shared.iter_within(start, end).for_each(|(start, end)| alone.remove(start, end));
+        alone.iter().for_each(|(start, end)| self.wanted.remove(start, end));
     }
 }

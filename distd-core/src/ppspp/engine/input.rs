@@ -237,8 +237,9 @@ impl Engine {
             self.on_placed(now, index);
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
-        if channel.acks_due(now) || !channel.source.asks.is_empty() || channel.serve.choke.is_some()
-        {
+        let answers = !channel.serve.misses.is_empty() || !channel.told.queue.is_empty();
+        let asks = !channel.source.asks.is_empty() || channel.serve.choke.is_some();
+        if channel.acks_due(now) || answers || asks {
             self.mark_control(index);
         }
         let Some(channel) = self.channels.get_mut(index) else { return };

@@ -91,7 +91,9 @@ pub const CREDIT_MAX: u64 = 1 << 17;
 pub const SIGNATURE_CHECKS_PER_MINUTE: u32 = 8;
 /// Stretches whose owner is remembered; beyond, all are computed anew.
 pub const OWNERS_MAX: usize = 4096;
-/// Stretches remembered that equals asked for; beyond, all are forgotten.
+/// How long all above may be silent before what peers want of them is given up.
+pub const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
+/// Stretches remembered that equals asked for; further ones are fetched without.
 pub const CLAIMS_MAX: usize = 4096;
 /// Stretches of background work that are looked at for whom to ask to fetch them: 64 MiB.
 pub const LOOK_AHEAD_STRETCHES: usize = 256;
@@ -120,6 +122,14 @@ pub const GREETING: Duration = Duration::from_millis(100);
 pub const AWAITED_BLOCKS_MAX: u64 = 4096;
 /// Ranges of them.
 pub const AWAITED_SPANS_MAX: usize = 1024;
+/// Stretches that one search for background work looks at: 1 GiB ahead of the first that is wanted.
+pub const STRETCHES_SOUGHT_MAX: usize = 4096;
+/// Places that a peer may tell on one channel: a relay moves up as it meets those above it.
+pub const PLACES_MAX: u32 = 32;
+/// Fetches for peers, per swarm: few of [`FETCHES_MAX`], which are there for our own readers.
+pub const ERRANDS_MAX: usize = 2048;
+/// Blocks of those that a reader waits for: they become at most about half of [`RUNS_MAX`].
+pub const ERRANDS_WAITED_BLOCKS_MAX: u64 = 16_384;
 /// Longest time that what a peer asked for is sought.
 pub const ERRAND_MAX: Duration = Duration::from_secs(60);
 /// How long announcements to members above us wait for company: they hold it themselves.
@@ -163,3 +173,4 @@ const _: () = assert!(BATCH_SEGMENTS * DATA_DATAGRAM_BYTES < 65_507);
 const _: () = assert!(WINDOW_BYTES_MIN >= GRANULE_BYTES * STRETCH_RUNS as u64);
 const _: () = assert!(REQUESTED_BYTES_MAX > WINDOW_BYTES_MAX + WAITED_BYTES_EXTRA);
 const _: () = assert!(REQUESTED_RANGES_MAX > FLIGHTS_MAX);
+const _: () = assert!(ERRANDS_MAX * 8 <= FETCHES_MAX);

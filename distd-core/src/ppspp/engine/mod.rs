@@ -264,7 +264,7 @@ impl Engine {
             let members = swarm.members.iter();
             let members: Vec<(ChannelIndex, bool)> = members
                 .filter_map(|index| {
-                    Some((*index, swarm.turns.rank(self.channels.get(*index)?.place) > 0))
+                    Some((*index, swarm.turns.rank(self.channels.get(*index)?) > 0))
                 })
                 .collect();
             for (index, above) in members {
@@ -365,13 +365,25 @@ impl Engine {
         }
     }
 
-    /// Ends a fetch without its data.
+    /// Ends a fetch without its data. Peers that wait for some of it are told, unless something else
+    /// fetches it.
     fn fail(&mut self, fetch: FetchId, reason: FetchError) {
         let key = fetch.swarm();
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         let Some(entry) = swarm.ledger.fetch_mut(fetch) else { return };
         self.timers.disarm(Timer::Fetch(fetch), &mut entry.armed);
+        let blocks = entry.blocks;
         let Some(tried) = swarm.ledger.remove(fetch) else { return };
+        let mut told = Vec::new();
+        for index in &swarm.members {
+            let Some(channel) = self.channels.get_mut(*index) else { continue };
+            for (start, end) in swarm.ledger.unfetched(&channel.source.awaited, blocks).iter() {
+                channel.source.awaited.remove(start, end);
+                channel.serve.miss(start, end);
+                told.push(*index);
+            }
+        }
+        told.into_iter().for_each(|index| self.mark_control(index));
         let reason = match reason {
             FetchError::Deadline if tried.is_empty() => FetchError::NoPeers,
             other => other,

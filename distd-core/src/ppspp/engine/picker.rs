@@ -10,19 +10,18 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::limits::BLOCK_LAYER;
-use crate::unit::{BlockIndex, BlockRange};
 
 use super::channel::{ChannelIndex, Channels};
-use super::event::Class;
+use super::event::{Class, FetchId};
 use super::fetch::Place;
 use super::interval::IntervalSet;
 use super::limits::{
-    HEDGE_FARTHER, HOLD_BACKGROUND, LOOK_AHEAD_STRETCHES, PLAN_MISSES_MAX, SOURCES_PER_RUN,
-    STRETCH_RUNS,
+    HEDGE_FARTHER, LOOK_AHEAD_STRETCHES, PLAN_MISSES_MAX, SOURCES_PER_RUN, STRETCH_RUNS,
+    STRETCHES_SOUGHT_MAX,
 };
 use super::source::Ask;
 use super::swarm::Swarm;
-use super::turns::{Climb, Step, stretch_of};
+use super::turns::{Climb, Piece, Step, Want, stretch_of};
 
 /// Gives runs their sources; `budget` is what may be asked for in all, in bytes. Names the
 /// channels that have something to ask.
@@ -54,10 +53,21 @@ pub(super) fn plan(
     if (refreshed || grown) && !swarm.turns.is_flat() {
         climb_background(now, swarm, channels, &mut asked);
     }
+    if refreshed && swarm.turns.is_cut_off(now) {
+        swarm.hopeless = hopeless_errands(swarm, channels);
+    }
     assign_pending(now, swarm, channels, budget, &mut asked);
     hedge(now, swarm, channels, &mut asked);
     deal_background(now, swarm, channels, budget, &mut asked);
     asked
+}
+
+/// What peers want fetched, nobody offers, and nobody stands above us for.
+fn hopeless_errands(swarm: &Swarm, channels: &Channels) -> Vec<FetchId> {
+    swarm.ledger.hopeless_errands(|start, end| {
+        let sources = swarm.members.iter().filter_map(|index| channels.get(*index));
+        sources.into_iter().any(|c| c.source.availability.first_within(start, end).is_some())
+    })
 }
 
 /// Readers wait for runs that are in flight as background work.
@@ -89,24 +99,17 @@ fn climb_background(
     let members = &swarm.members;
     let ranks: Vec<(usize, ChannelIndex)> = members
         .iter()
-        .filter_map(|index| Some((swarm.turns.rank(channels.get(*index)?.place), *index)))
+        .filter_map(|index| Some((swarm.turns.rank(channels.get(*index)?), *index)))
         .filter(|(rank, _)| *rank > 0)
         .collect();
-    let offers = |rank: usize, start: u64, end: u64, channels: &Channels| {
+    let offers = |rank: usize, piece: Piece, channels: &Channels| {
+        let (start, end) = (piece.start, piece.end);
         ranks.iter().filter(|(of, _)| *of == rank).any(|(_, index)| {
             let channel = channels.get(*index);
             channel.is_some_and(|c| c.source.availability.first_within(start, end).is_some())
         })
     };
-    let asks = swarm.turns.step_background(now, &pieces, channels, offers);
-    for (index, hops, start, end) in asks {
-        let blocks = BlockRange::new(BlockIndex(start), end - start);
-        if let (Some(channel), Some(chunks)) = (channels.get_mut(index), blocks.chunks()) {
-            let (class, deadline) = (Class::Background, now + HOLD_BACKGROUND);
-            channel.source.wish(Ask { chunks, class, deadline }, hops);
-            asked.push(index);
-        }
-    }
+    asked.extend(swarm.turns.step_background(now, &pieces, channels, offers));
 }
 
 /// Runs in line: waited ones first, then what came back from a source that failed.
@@ -117,7 +120,7 @@ fn assign_pending(
     budget: &mut u64,
     asked: &mut Vec<ChannelIndex>,
 ) {
-    let mut misses = 0;
+    let (mut misses, mut parked) = (0, false);
     let mut after: Option<Place> = None;
     while misses < PLAN_MISSES_MAX {
         let place = match after {
@@ -138,11 +141,12 @@ fn assign_pending(
             break;
         }
         match choose(now, swarm, channels, place.2) {
-            Choice::Ask(index, hops) => {
+            Choice::Ask(index) => {
                 misses += 1;
-                wish(swarm, channels, place.2, index, hops);
+                wish(now, swarm, channels, place.2, index);
                 asked.push(index);
                 swarm.ledger.park(place);
+                parked = true;
             }
             Choice::Source(index, address) => {
                 *budget = budget.saturating_sub(bytes);
@@ -159,9 +163,12 @@ fn assign_pending(
             Choice::Wait | Choice::Nobody => {
                 misses += 1;
                 swarm.ledger.park(place);
+                parked = true;
             }
         }
     }
+    // Whoever stands behind many that nobody has gets a look, too.
+    swarm.dirty |= parked && misses >= PLAN_MISSES_MAX;
 }
 
 /// Runs that are late get a second source.
@@ -176,7 +183,7 @@ fn hedge(now: Instant, swarm: &mut Swarm, channels: &mut Channels, asked: &mut V
                 ask(now, swarm, channels, first, index, address);
                 asked.push(index);
             }
-            Choice::Ask(..) | Choice::Wait => {
+            Choice::Ask(_) | Choice::Wait => {
                 // Nobody near has it, too: those above are spared a little longer.
                 let Some(run) = swarm.ledger.run_mut(first) else { continue };
                 run.climb.get_or_insert(Climb::new(now)).hurry();
@@ -193,11 +200,12 @@ fn hedge(now: Instant, swarm: &mut Swarm, channels: &mut Channels, asked: &mut V
 }
 
 /// Asks a member to fetch a run that it does not have.
-fn wish(swarm: &Swarm, channels: &mut Channels, first: u64, index: ChannelIndex, hops: u8) {
+fn wish(now: Instant, swarm: &Swarm, channels: &mut Channels, first: u64, index: ChannelIndex) {
     let Some(run) = swarm.ledger.run(first) else { return };
+    let hops = swarm.ledger.hops(run);
     let ask = Ask { chunks: run.bin.chunks(), class: run.class, deadline: run.deadline };
     if let Some(channel) = channels.get_mut(index) {
-        channel.source.wish(ask, hops);
+        channel.source.wish(now, ask, hops);
     }
 }
 
@@ -214,7 +222,7 @@ fn deal_background(
         let channel = channels.get(*index)?;
         let source = &channel.source;
         let wants = !source.is_silent() && source.dry != epoch && source.wants_more(&channel.rtt);
-        let rank = if flat { 0 } else { swarm.turns.rank(channel.place) };
+        let rank = if flat { 0 } else { swarm.turns.rank(channel) };
         wants.then_some((rank, *index))
     };
     let mut members: Vec<(usize, ChannelIndex)> = swarm.members.iter().filter_map(wants).collect();
@@ -247,8 +255,7 @@ fn deal_rank(
                 break;
             }
             let address = channel.address;
-            let Some(first) = next_background(swarm, channels, rank, &channel.source.availability)
-            else {
+            let Some(first) = next_background(swarm, channels, rank, index) else {
                 let epoch = swarm.turns.epoch;
                 if let Some(channel) = channels.get_mut(index)
                     && !swarm.ledger.is_full()
@@ -268,30 +275,40 @@ fn deal_rank(
     }
 }
 
-/// Makes a run of background work that `available` holds. What comes from above is our share of what
+/// Makes a run of background work that this member has. What comes from above is our share of what
 /// nobody nearer has.
 fn next_background(
     swarm: &mut Swarm,
-    channels: &Channels,
+    channels: &mut Channels,
     rank: usize,
-    available: &IntervalSet,
+    index: ChannelIndex,
 ) -> Option<u64> {
     let Swarm { ledger, turns, members, .. } = swarm;
-    if rank == 0 {
-        return ledger.next_background(available, |start, end| Some((start, end)));
-    }
-    let mut nearer: Vec<&IntervalSet> = Vec::new();
-    for channel in members.iter().filter_map(|index| channels.get(*index)) {
-        if turns.rank(channel.place) < rank && !channel.source.is_silent() && !channel.source.choked
-        {
-            nearer.push(&channel.source.availability);
-        }
-    }
-    let held_until = |start: u64, end: u64| {
-        nearer.iter().filter_map(|has| has.covering(start)).map(|(_, until)| until.min(end)).max()
+    // What was passed over is so until something changes, which begins an epoch or is a HAVE.
+    let epoch = turns.epoch;
+    let sought = channels.get(index)?.source.sought;
+    let mut from = sought.filter(|(at, _)| *at == epoch && rank > 0).map(|(_, sought)| sought);
+    let available = &channels.get(index)?.source.availability;
+    let first = if rank == 0 {
+        ledger.next_background(available, &mut from, |start, end| Some((start, end)))
+    } else {
+        let nearer: Vec<&IntervalSet> = members
+            .iter()
+            .filter_map(|index| channels.get(*index))
+            .filter(|c| turns.rank(c) < rank && !c.source.is_silent() && !c.source.choked)
+            .map(|channel| &channel.source.availability)
+            .collect();
+        let first_held = |start: u64, end: u64| {
+            let held = nearer.iter().filter_map(|has| has.first_within(start, end));
+            held.min_by_key(|(from, until)| (*from, std::cmp::Reverse(*until)))
+        };
+        let mut patience = STRETCHES_SOUGHT_MAX;
+        ledger.next_background(available, &mut from, |start, end| {
+            turns.first_of_ours(start, end, rank, &mut patience, first_held)
+        })
     };
-    ledger
-        .next_background(available, |start, end| turns.first_of_ours(start, end, rank, held_until))
+    channels.get_mut(index)?.source.sought = from.map(|from| (epoch, from));
+    first
 }
 
 /// Asks `index` for the run.
@@ -320,8 +337,8 @@ enum Choice {
     Parts,
     /// No open channel has any of it.
     Nobody,
-    /// This member is to be asked to fetch it, with so many hops.
-    Ask(ChannelIndex, u8),
+    /// This member is to be asked to fetch it.
+    Ask(ChannelIndex),
     /// Somebody was.
     Wait,
 }
@@ -357,7 +374,7 @@ impl Candidates {
             }
             candidates.somebody = true;
             let (failed, silent) = (run.avoid.contains(index), source.is_silent());
-            let rank = swarm.turns.rank(channel.place);
+            let rank = swarm.turns.rank(channel);
             if !failed && !silent {
                 candidates.ranks |= 1 << rank.min(63);
             }
@@ -390,15 +407,16 @@ fn choose(now: Instant, swarm: &mut Swarm, channels: &mut Channels, first: u64) 
     } else if !swarm.turns.is_flat() {
         let mut climb = run.climb.unwrap_or(Climb::new(now));
         let stretch = stretch_of(bin.chunks().start.0 >> BLOCK_LAYER);
+        let want = Want { stretch, class, hops: swarm.ledger.hops(run) };
         let offers = |rank: usize| candidates.ranks & (1 << rank.min(63)) != 0;
-        let step = swarm.turns.step(now, &mut climb, stretch, class, channels, offers);
+        let step = swarm.turns.step(now, &mut climb, want, channels, offers);
         if let Some(run) = swarm.ledger.run_mut(first) {
             run.climb = Some(climb);
         }
         match step {
             Step::Take(rank) => reach = rank,
             Step::Wait => return Choice::Wait,
-            Step::Ask(index, hops) => return Choice::Ask(index, hops),
+            Step::Ask(index) => return Choice::Ask(index),
         }
     }
     match candidates.best(reach) {

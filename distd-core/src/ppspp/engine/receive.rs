@@ -15,11 +15,11 @@ use super::event::{Class, DownReason, Event, HashId, HashRequest};
 use super::interval::IntervalSet;
 use super::limits::{
     AVAILABILITY_SPANS_MAX, AWAITED_BLOCKS_MAX, AWAITED_SPANS_MAX, ERRAND_MAX, MISSES_MAX,
-    STRAYS_MAX,
+    PLACES_MAX, STRAYS_MAX,
 };
 use super::source::Arrival;
 use super::swarm::Swarm;
-use super::turns::Place;
+use super::turns::{Piece, Place};
 
 /// Runs to be hashed.
 #[derive(Debug, Default)]
@@ -70,11 +70,7 @@ impl Receive<'_> {
                 }
             }
             Message::Place { id, level } => {
-                let place = Place { id, level };
-                if self.channel.place != Some(place) {
-                    self.channel.place = Some(place);
-                    self.swarm.placed.push(self.index);
-                }
+                return self.on_place(id, level);
             }
             Message::Cancel(chunks) => self.channel.serve.on_cancel(chunks),
             Message::Miss(chunks) => self.on_miss(chunks),
@@ -100,6 +96,24 @@ impl Receive<'_> {
             | Message::PexResV4(_)
             | Message::PexResV6(_)
             | Message::PexResCert(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The peer says where it stands.
+    fn on_place(&mut self, id: u64, level: u8) -> Result<(), DownReason> {
+        self.channel.dialled = self.swarm.links.contains_key(&self.channel.address);
+        let place = Place { id, level };
+        // One of a datagram counts, and who speaks on a channel does not change.
+        let same = self.channel.place.is_none_or(|known| known.id == id);
+        let first = !self.swarm.placed.contains(&self.index);
+        if self.channel.place != Some(place) && same && first {
+            self.channel.places += 1;
+            if self.channel.places > PLACES_MAX {
+                return Err(DownReason::Flooded);
+            }
+            self.channel.place = Some(place);
+            self.swarm.placed.push(self.index);
         }
         Ok(())
     }
@@ -313,13 +327,11 @@ impl Receive<'_> {
         // RFC 7574 3.8: a HAVE cancels its sender's requests for the same chunks.
         self.channel.serve.on_cancel(chunks);
         self.channel.told.on_reached(chunks);
-        self.channel.source.on_progress(self.now);
         let start = chunks.start.0.div_ceil(1 << BLOCK_LAYER);
         self.learn(start, chunks.end.0 >> BLOCK_LAYER);
     }
 
     fn on_have_map(&mut self, munro: MunroIndex, granules: u64) {
-        self.channel.source.on_progress(self.now);
         let blocks = 1 << (GRANULE_LAYER - BLOCK_LAYER);
         let first = munro.blocks().start.0;
         for granule in (0..64u64).filter(|granule| granules & (1 << granule) != 0) {
@@ -331,6 +343,7 @@ impl Receive<'_> {
 
     /// The peer has blocks `start..end`.
     fn learn(&mut self, start: u64, end: u64) {
+        self.channel.source.on_have(start, end);
         let known: &mut IntervalSet = &mut self.channel.source.availability;
         if start >= end || known.contains(start, end) {
             return;
@@ -341,7 +354,9 @@ impl Receive<'_> {
             return;
         }
         known.insert(start, end);
+        self.channel.source.on_progress(self.now);
         self.channel.source.dry = 0;
+        self.channel.source.sought = None;
         self.swarm.on_news();
     }
 
@@ -353,41 +368,54 @@ impl Receive<'_> {
     }
 
     /// The peer asks us to fetch what we lack and to say so when it is here; what is here is said at
-    /// once. Upwards only: for an equal we fetch from above ourselves.
+    /// once. Upwards only: nobody fetches for those above it, and for an equal we fetch from above
+    /// ourselves.
     fn on_wish(&mut self, chunks: ChunkRange, class: Class, deadline: Instant, hops: u8) {
         if !self.swarm.serve {
             return;
         }
         let (start, end) = (chunks.start.0 >> BLOCK_LAYER, chunks.end.0.div_ceil(1 << BLOCK_LAYER));
+        // Nothing is wanted behind the end of the signed log, and no more looked at than may be taken.
+        let signed = self.swarm.newest.map_or(u64::MAX, |newest| newest.munro().blocks().end().0);
+        let mut until = end.min(signed).min(start.saturating_add(AWAITED_BLOCKS_MAX));
         let mut lacking = IntervalSet::default();
-        let room = AWAITED_BLOCKS_MAX.saturating_sub(self.channel.source.awaited.count());
-        lacking.insert(start, end.min(start.saturating_add(room)));
-        for (from, until) in self.swarm.held.iter_within(start, end) {
-            lacking.remove(from, until);
-            if self.channel.told.queue.len() < MISSES_MAX {
-                self.channel.told.queue.extend(have(from, until));
+        lacking.insert(start, until);
+        let awaited = &self.channel.source.awaited;
+        for (from, to) in self.swarm.held.iter_within(start, until) {
+            let spans = awaited.len() + lacking.len();
+            if self.channel.told.queue.len() >= MISSES_MAX || spans >= AWAITED_SPANS_MAX {
+                until = from;
+                break;
             }
-            if lacking.len() > AWAITED_SPANS_MAX {
-                return;
-            }
+            lacking.remove(from, to);
+            self.channel.told.queue.extend(have(from, to));
         }
-        let awaited = self.channel.source.awaited.len() + lacking.len();
+        lacking.remove(until, u64::MAX);
         // Who dials nobody has nobody above.
-        if self.swarm.links.is_empty() || awaited > AWAITED_SPANS_MAX {
-            for chunks in lacking.iter().filter_map(|(start, end)| blocks_to_chunks(start, end)) {
-                if self.channel.serve.misses.len() < MISSES_MAX {
-                    self.channel.serve.misses.push(chunks);
-                }
-            }
-            return;
-        }
+        let ours = self.swarm.turns.place.level;
+        let level = self.channel.level(ours);
+        let is_above = level.is_some_and(|level| level < ours);
+        let mut room = if self.swarm.links.is_empty() || is_above {
+            0
+        } else {
+            AWAITED_BLOCKS_MAX.saturating_sub(awaited.count())
+        };
         for (start, end) in lacking.iter() {
-            self.channel.source.awaited.insert(start, end);
-            if hops == 1 {
-                self.swarm.turns.claim(start, end);
+            let awaited = &mut self.channel.source.awaited;
+            let known: u64 = awaited.iter_within(start, end).map(|(from, to)| to - from).sum();
+            let new = end - start - known;
+            let piece = Piece { start, end, hops: hops - 1 };
+            if new > room || !self.swarm.ledger.insert_errand(piece, class, deadline) {
+                self.channel.serve.miss(start, end);
+                continue;
             }
-            self.swarm.ledger.insert_errand(start, end, class, deadline);
+            room -= new;
+            awaited.insert(start, end);
+            if level == Some(ours) {
+                self.swarm.turns.claim(start, end, deadline);
+            }
         }
+        self.channel.serve.miss(until.max(start), end);
         self.swarm.dirty = true;
     }
 
@@ -395,7 +423,7 @@ impl Receive<'_> {
     fn on_miss(&mut self, chunks: ChunkRange) {
         self.swarm.counters.missed += 1;
         let end = chunks.end.0.div_ceil(1 << BLOCK_LAYER);
-        self.channel.source.availability.remove(chunks.start.0 >> BLOCK_LAYER, end);
+        self.channel.source.on_miss(chunks.start.0 >> BLOCK_LAYER, end);
         for first in self.channel.source.flights_within(chunks) {
             self.channel.source.remove(first);
             self.swarm.ledger.unassign(first, self.index);
@@ -404,8 +432,4 @@ impl Receive<'_> {
         self.swarm.turns.on_miss(self.index, chunks.start.0 >> BLOCK_LAYER, end);
         self.swarm.on_news();
     }
-}
-
-fn blocks_to_chunks(start: u64, end: u64) -> Option<ChunkRange> {
-    ChunkRange::new(start << BLOCK_LAYER, end << BLOCK_LAYER)
 }

@@ -387,6 +387,13 @@ impl Serve {
         begun
     }
 
+    /// Blocks `start..end` are not delivered, nor fetched; beyond the bound, silence says so.
+    pub(super) fn miss(&mut self, start: u64, end: u64) {
+        if self.misses.len() < MISSES_MAX {
+            self.misses.extend(ChunkRange::new(start << BLOCK_LAYER, end << BLOCK_LAYER));
+        }
+    }
+
     /// The disk's answer. A large bin that is not there whole is tried granule by granule; a small
     /// one is a MISS.
     pub(super) fn on_disk(&mut self, id: DiskId, run: Option<StoredRun>) {

@@ -16,14 +16,16 @@ use crate::tree::HashedRun;
 use crate::unit::{Bin, ChunkRange, MunroIndex};
 
 use super::event::Class;
+use super::fetch::Sought;
 use super::flight::{Delivery, Flight, Hashing, LANES, Lane, lane};
 use super::interval::IntervalSet;
 use super::limits::{
-    CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, PASSED_OVER, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX,
-    WINDOW_BYTES_MIN,
+    AWAITED_BLOCKS_MAX, AWAITED_SPANS_MAX, CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, HOLD_BACKGROUND,
+    PASSED_OVER, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN,
 };
 use super::offered::Offered;
 use super::rtt::Rtt;
+use super::turns::STRETCH_BLOCKS;
 
 const CHUNK: usize = CHUNK_BYTES as usize;
 /// Least time by which datagrams may overtake each other: a sender that moves to another processor
@@ -96,9 +98,14 @@ pub(super) struct Source {
     /// The epoch ([`super::turns::Turns::epoch`]) in which it had nothing more of what is wanted in the
     /// background.
     pub(super) dry: u64,
+    /// Where the search for background work of an epoch has come.
+    pub(super) sought: Option<(u64, Sought)>,
     /// Blocks that it asked us to fetch and that are not here yet.
     pub(super) awaited: IntervalSet,
-    /// When it last said that it holds something.
+    /// Blocks that we asked it to fetch and of which it has said nothing yet, and when that was last.
+    wished: IntervalSet,
+    wished_at: Instant,
+    /// When it last said that it holds something that was not known of it.
     progress_at: Instant,
     /// It let us wait in vain: until when it is passed over, and how often that was.
     passed_over: (Option<Instant>, u32),
@@ -128,7 +135,10 @@ impl Source {
             wishes: Vec::new(),
             cancels: Vec::new(),
             dry: 0,
+            sought: None,
             awaited: IntervalSet::default(),
+            wished: IntervalSet::default(),
+            wished_at: now,
             progress_at: now,
             passed_over: (None, 0),
             flights: BTreeMap::new(),
@@ -435,7 +445,10 @@ impl Source {
     }
 
     /// Asks it to fetch what it does not have.
-    pub(super) fn wish(&mut self, ask: Ask, hops: u8) {
+    pub(super) fn wish(&mut self, now: Instant, ask: Ask, hops: u8) {
+        let chunks = ask.chunks;
+        self.wished.insert(chunks.start.0 >> BLOCK_LAYER, chunks.end.0 >> BLOCK_LAYER);
+        self.wished_at = now;
         if let Some((last, _)) = self.wishes.last_mut().filter(|(last, last_hops)| {
             *last_hops == hops && last.class == ask.class && last.chunks.end == ask.chunks.start
         }) {
@@ -446,10 +459,34 @@ impl Source {
         self.wishes.push((ask, hops));
     }
 
-    /// It said that it holds something.
+    /// It said that it holds blocks `start..end`.
+    pub(super) fn on_have(&mut self, start: u64, end: u64) {
+        self.awaited.remove(start, end);
+        self.wished.remove(start, end);
+    }
+
+    /// It said that it holds something that was not known of it.
     pub(super) fn on_progress(&mut self, now: Instant) {
         self.progress_at = now;
         self.passed_over = (None, 0);
+    }
+
+    /// It said that it does not hold blocks `start..end`, nor fetch them.
+    pub(super) fn on_miss(&mut self, start: u64, end: u64) {
+        self.availability.remove(start, end);
+        self.wished.remove(start, end);
+    }
+
+    /// Whether it was asked to fetch as much as it takes; background work leaves a quarter to
+    /// readers. What it was asked for long ago it has forgotten, even if what it said was lost.
+    pub(super) fn is_sated(&self, now: Instant, class: Class) -> bool {
+        let most = match class {
+            Class::Waited => AWAITED_BLOCKS_MAX,
+            Class::Background => AWAITED_BLOCKS_MAX / 4 * 3,
+        };
+        let full = self.wished.count() + STRETCH_BLOCKS > most
+            || self.wished.len() >= AWAITED_SPANS_MAX / 2;
+        full && now < self.progress_at.max(self.wished_at) + HOLD_BACKGROUND
     }
 
     pub(super) fn progress_at(&self) -> Instant {
@@ -458,6 +495,7 @@ impl Source {
 
     /// It let us wait in vain.
     pub(super) fn pass_over(&mut self, now: Instant) {
+        self.wished = IntervalSet::default();
         let (until, times) = &mut self.passed_over;
         *until = Some(now + PASSED_OVER * (1 << (*times).min(5)));
         *times += 1;

@@ -13,7 +13,7 @@ use crate::unit::MunroIndex;
 
 use super::announce::News;
 use super::channel::{ChannelIndex, Channels};
-use super::event::{SwarmCounters, SwarmKey};
+use super::event::{FetchId, SwarmCounters, SwarmKey};
 use super::fetch::Ledger;
 use super::interval::IntervalSet;
 use super::limits::TREES_MAX;
@@ -52,6 +52,8 @@ pub(super) struct Swarm {
     pub(super) counters: SwarmCounters,
     /// Sources may be found for what is wanted.
     pub(super) dirty: bool,
+    /// What peers wished and cannot be had.
+    pub(super) hopeless: Vec<FetchId>,
     /// Runs that nobody had may have a source.
     pub(super) unpark: bool,
     /// A newer munro is to be passed on.
@@ -89,6 +91,7 @@ impl Swarm {
             links: BTreeMap::new(),
             counters: SwarmCounters::default(),
             dirty: false,
+            hopeless: Vec::new(),
             unpark: false,
             spread: false,
             rotor: 0,

@@ -6,7 +6,7 @@ use crate::ppspp::codec::{Message, MessageType, WireClass, WireProfile};
 
 use super::announce::Announcement;
 use super::channel::{ChannelIndex, State};
-use super::event::{Class, SwarmKey};
+use super::event::{Class, FetchError, SwarmKey};
 use super::limits::DATA_DATAGRAM_BYTES;
 use super::picker::plan;
 use super::timers::Timer;
@@ -57,13 +57,18 @@ impl Engine {
         let mut budget = self.config.receive_bytes_max.saturating_sub(outstanding);
         let told = if std::mem::take(&mut swarm.spread) { members.clone() } else { Vec::new() };
         let asked = plan(now, swarm, &mut self.channels, &mut budget);
+        let hopeless = std::mem::take(&mut swarm.hopeless);
         if let Some(at) = swarm.turns.tick_at.take() {
             self.timers.arm(Timer::Swarm(key), at, &mut swarm.armed);
+        }
+        if swarm.dirty {
+            self.mark_dirty(key);
         }
         for index in asked.into_iter().chain(told) {
             self.mark_control(index);
             self.touch(index);
         }
+        hopeless.into_iter().for_each(|fetch| self.fail(fetch, FetchError::NoPeers));
     }
 
     /// Writes everything that is to be said on a channel.

@@ -12,23 +12,25 @@
 //! nearest first. On a rung where nobody offers it yet, one member is asked by WANT to fetch it. Who
 //! lets others wait in vain is passed over for a while, so that a dead owner costs little and once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
+use crate::unit::{BlockIndex, BlockRange};
 
-use super::channel::{ChannelIndex, Channels};
+use super::channel::{Channel, ChannelIndex, Channels};
 use super::event::{Class, Role};
 use super::limits::{
-    CLAIMS_MAX, HOLD_BACKGROUND, HOLD_BACKGROUND_MAX, HOLD_WAITED, LOOK_AHEAD_STRETCHES,
-    OWNERS_MAX, PATIENCE_BACKGROUND_MAX, PATIENCE_BACKGROUND_MIN, PATIENCE_WAITED_MAX,
-    PATIENCE_WAITED_MIN, TURNS_TICK,
+    CLAIMS_MAX, CUT_OFF_AFTER, HOLD_BACKGROUND, HOLD_BACKGROUND_MAX, HOLD_WAITED,
+    LOOK_AHEAD_STRETCHES, OWNERS_MAX, PATIENCE_BACKGROUND_MAX, PATIENCE_BACKGROUND_MIN,
+    PATIENCE_WAITED_MAX, PATIENCE_WAITED_MIN, TURNS_TICK,
 };
+use super::source::Ask;
 
 /// Layer of a stretch: 256 KiB, what one owner fetches at a time.
 const STRETCH_LAYER: u32 = 8;
 /// Blocks of a stretch.
-const STRETCH_BLOCKS: u64 = 1 << (STRETCH_LAYER - BLOCK_LAYER);
+pub(super) const STRETCH_BLOCKS: u64 = 1 << (STRETCH_LAYER - BLOCK_LAYER);
 /// Round trip up to which an equal is near enough to fetch what a reader waits for.
 const NEAR: Duration = Duration::from_millis(10);
 /// Granules that the owner may take the time of before it lets others wait in vain.
@@ -131,8 +133,26 @@ pub(super) enum Step {
     Take(usize),
     /// Wait for whoever was asked to fetch it.
     Wait,
-    /// Ask this member to fetch it, with so many hops, and wait.
-    Ask(ChannelIndex, u8),
+    /// Ask this member to fetch it, and wait.
+    Ask(ChannelIndex),
+}
+
+/// Something that is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    pub(super) stretch: u64,
+    pub(super) class: Class,
+    /// How many more peers may pass a wish for it on.
+    pub(super) hops: u8,
+}
+
+/// Blocks `start..end` of one stretch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    /// How many more peers may pass a wish for it on.
+    pub(super) hops: u8,
 }
 
 /// The levels of a swarm's members, and who fetches what.
@@ -144,8 +164,8 @@ pub(super) struct Turns {
     tiers: Vec<(u8, Vec<(u64, ChannelIndex)>)>,
     /// Who is the owner of a stretch; `None`: we are.
     owners: BTreeMap<u64, Option<ChannelIndex>>,
-    /// Stretches that an equal asked us to fetch: ours, whatever we think.
-    claims: BTreeSet<u64>,
+    /// Stretches that an equal asked us to fetch: ours, whatever we think, until then.
+    claims: BTreeMap<u64, Instant>,
     /// Stretches of background work.
     climbs: BTreeMap<u64, Climb>,
     /// Until then nearer members than the injector may still answer their first datagram.
@@ -155,6 +175,9 @@ pub(super) struct Turns {
     /// When something that waits here is to be looked at.
     pub(super) tick_at: Option<Instant>,
     looked_at: Option<Instant>,
+    /// Since when nobody above answers, and whether somebody there is silent.
+    cut_off: Option<Instant>,
+    silent_above: bool,
     /// Background work waits for others.
     waiting: bool,
 }
@@ -166,12 +189,14 @@ impl Turns {
             equals: Vec::new(),
             tiers: Vec::new(),
             owners: BTreeMap::new(),
-            claims: BTreeSet::new(),
+            claims: BTreeMap::new(),
             climbs: BTreeMap::new(),
             greeting: None,
             epoch: 1,
             tick_at: None,
             looked_at: None,
+            cut_off: None,
+            silent_above: false,
             waiting: false,
         }
     }
@@ -207,18 +232,22 @@ impl Turns {
         self.equals.clear();
         self.tiers.clear();
         self.owners.clear();
+        self.claims.retain(|_, until| *until > now);
         let mut above: BTreeMap<u8, Vec<(u64, ChannelIndex)>> = BTreeMap::new();
         let mut least_above = Duration::MAX;
+        self.silent_above = false;
         for index in members {
             let Some(channel) = channels.get(*index) else { continue };
             let Some(place) = channel.place else { continue };
+            let level = channel.level(self.place.level).unwrap_or(place.level);
             if channel.source.is_silent() || channel.source.choked {
+                self.silent_above |= level < self.place.level;
                 continue;
             }
-            if place.level < self.place.level {
-                above.entry(place.level).or_default().push((place.id, *index));
+            if level < self.place.level {
+                above.entry(level).or_default().push((place.id, *index));
                 least_above = least_above.min(channel.rtt.minimum());
-            } else if place.level == self.place.level && !channel.source.is_idle(now) {
+            } else if level == self.place.level && !channel.source.is_idle(now) {
                 self.equals.push(Equal { id: place.id, index: *index, near: false });
             }
         }
@@ -227,7 +256,15 @@ impl Turns {
             equal.near = rtt <= NEAR || rtt <= least_above / 2;
         }
         self.tiers.extend(above.into_iter().rev());
+        self.cut_off = self.tiers.is_empty().then(|| self.cut_off.unwrap_or(now));
         true
+    }
+
+    /// Whether nobody stands above us who could have what nobody here has. Who is silent may be behind
+    /// a full line: it gets some time.
+    pub(super) fn is_cut_off(&self, now: Instant) -> bool {
+        let until = self.cut_off.map(|at| if self.silent_above { at + CUT_OFF_AFTER } else { at });
+        self.greeting.is_none() && until.is_some_and(|until| until <= now)
     }
 
     /// Whether everybody who has something may be asked for it: there are no equals, and one level
@@ -240,25 +277,27 @@ impl Turns {
     }
 
     /// How far up a member stands: 0 for equals, those below us and those of whom we do not know.
-    pub(super) fn rank(&self, place: Option<Place>) -> usize {
-        let Some(place) = place.filter(|place| place.level < self.place.level) else { return 0 };
-        let tier = self.tiers.iter().position(|(level, _)| *level == place.level);
+    pub(super) fn rank(&self, channel: &Channel) -> usize {
+        let above = channel.level(self.place.level).filter(|level| *level < self.place.level);
+        let Some(above) = above else { return 0 };
+        let tier = self.tiers.iter().position(|(level, _)| *level == above);
         1 + tier.unwrap_or(self.tiers.len())
     }
 
-    /// An equal asks us to fetch blocks `start..end`.
-    pub(super) fn claim(&mut self, start: u64, end: u64) {
-        let stretches = start / STRETCH_BLOCKS..end.div_ceil(STRETCH_BLOCKS);
-        if self.claims.len() >= CLAIMS_MAX {
-            self.claims.clear();
+    /// An equal asks us to fetch blocks `start..end` until then.
+    pub(super) fn claim(&mut self, start: u64, end: u64, until: Instant) {
+        for stretch in start / STRETCH_BLOCKS..end.div_ceil(STRETCH_BLOCKS) {
+            if self.claims.len() < CLAIMS_MAX || self.claims.contains_key(&stretch) {
+                let claim = self.claims.entry(stretch).or_insert(until);
+                *claim = until.max(*claim);
+            }
         }
-        self.claims.extend(stretches);
         self.epoch += 1;
     }
 
     /// The owner of the stretch; `None` if it is our turn.
     fn owner(&mut self, stretch: u64, class: Class) -> Option<ChannelIndex> {
-        if self.equals.is_empty() || self.claims.contains(&stretch) {
+        if self.equals.is_empty() || self.claims.contains_key(&stretch) {
             return None;
         }
         if class == Class::Waited {
@@ -299,13 +338,12 @@ impl Turns {
         awake.map(|(id, index)| (weight(*id, stretch), *index)).max().map(|(_, index)| index)
     }
 
-    /// What a want of this stretch may do now; `offers` says whether somebody of a rank has it.
+    /// What a want may do now; `offers` says whether somebody of a rank has it.
     pub(super) fn step(
         &mut self,
         now: Instant,
         climb: &mut Climb,
-        stretch: u64,
-        class: Class,
+        Want { stretch, class, hops }: Want,
         channels: &mut Channels,
         offers: impl Fn(usize) -> bool,
     ) -> Step {
@@ -317,10 +355,14 @@ impl Turns {
                     self.tick(until);
                     return Step::Wait;
                 }
-                let gave_up = self.give_up(now, asked, class, channels);
+                let hold = self.hold(class, channels);
+                let held_up = now >= climb.since + hold;
+                // It is to blame if most of that time was its own.
+                let late = held_up && now >= asked.at + hold / 2;
+                let gave_up = self.give_up(now, asked, class, late, channels);
                 climb.asked = None;
                 let again = gave_up && class == Class::Background;
-                if !again || now >= climb.since + self.hold(class, channels) {
+                if !again || held_up {
                     climb.rung += 1;
                 }
                 continue;
@@ -332,15 +374,27 @@ impl Turns {
                 return self.take(now, rung);
             }
             let next = match rung {
-                0 => owner.map(|owner| (owner, 1)),
-                _ => self.agent(rung - 1, stretch, now, channels).map(|agent| (agent, HOPS)),
+                _ if hops == 0 => None,
+                0 => owner,
+                _ => self.agent(rung - 1, stretch, now, channels),
             };
             match next {
-                Some((index, hops)) => {
+                // It takes no more for now: asked again when it has made progress.
+                Some(index)
+                    if channels.get(index).is_some_and(|c| c.source.is_sated(now, class))
+                        && (class == Class::Background || now < climb.since + HOLD_WAITED) =>
+                {
+                    if class == Class::Background {
+                        climb.since = now;
+                    }
+                    self.tick(now + TURNS_TICK);
+                    return Step::Wait;
+                }
+                Some(index) => {
                     let asked = Asked { index, at: now, above: rung > 0 };
                     climb.asked = Some(asked);
                     self.tick(now + self.patience(asked, class, channels));
-                    return Step::Ask(index, hops);
+                    return Step::Ask(index);
                 }
                 None => climb.rung = rung + 1,
             }
@@ -385,7 +439,11 @@ impl Turns {
         }
         let ahead = (LOOK_AHEAD_STRETCHES as u64 * (CHUNK_BYTES << STRETCH_LAYER)) as f64;
         let share = ahead / (self.equals.len() + 1) as f64;
-        let seconds = (2.0 * share / self.rate_above(channels).max(1.0)).min(3600.0);
+        let rate = self.rate_above(channels);
+        if rate < 1.0 {
+            return HOLD_BACKGROUND;
+        }
+        let seconds = (2.0 * share / rate).min(3600.0);
         Duration::from_secs_f64(seconds).clamp(HOLD_BACKGROUND, HOLD_BACKGROUND_MAX)
     }
 
@@ -421,18 +479,21 @@ impl Turns {
             .clamp(PATIENCE_BACKGROUND_MIN, PATIENCE_BACKGROUND_MAX)
     }
 
-    /// Passes a member over for a while if it has shown no progress for as long as it may.
+    /// Passes a member over for a while if it has shown no progress for as long as it may, or is
+    /// `late` all the same.
     fn give_up(
         &mut self,
         now: Instant,
         asked: Asked,
         class: Class,
+        late: bool,
         channels: &mut Channels,
     ) -> bool {
         let patience = self.patience(asked, class, channels);
         let idle = channels.get_mut(asked.index).is_none_or(|channel| {
             let source = &mut channel.source;
-            let idle = source.is_silent() || now >= source.progress_at().max(asked.at) + patience;
+            let idle =
+                late || source.is_silent() || now >= source.progress_at().max(asked.at) + patience;
             if idle && !source.is_idle(now) {
                 source.pass_over(now);
             }
@@ -450,33 +511,38 @@ impl Turns {
         self.tick_at = Some(self.tick_at.map_or(at, |tick| tick.min(at)));
     }
 
-    /// Steps of the stretches of background work: `pieces` are what is left of it, in order. Gives
-    /// whom to ask for which piece.
+    /// Steps of the stretches of background work: `pieces` are what is left of it, in order. Asks
+    /// those who are to fetch some of it, and names them.
     pub(super) fn step_background(
         &mut self,
         now: Instant,
-        pieces: &[(u64, u64)],
+        pieces: &[Piece],
         channels: &mut Channels,
-        offers: impl Fn(usize, u64, u64, &Channels) -> bool,
-    ) -> Vec<(ChannelIndex, u8, u64, u64)> {
+        offers: impl Fn(usize, Piece, &Channels) -> bool,
+    ) -> Vec<ChannelIndex> {
         let mut before = std::mem::take(&mut self.climbs);
         self.waiting = !pieces.is_empty();
         if self.waiting {
             self.tick(now + TURNS_TICK);
         }
         let mut asks = Vec::new();
-        for (start, end) in pieces {
-            let stretch = start / STRETCH_BLOCKS;
+        for piece in pieces {
+            let (stretch, hops) = (piece.start / STRETCH_BLOCKS, piece.hops);
             let known = self.climbs.get(&stretch).copied().or_else(|| before.remove(&stretch));
             let mut climb = known.unwrap_or(Climb::new(now));
             let offered: u64 = (1..=self.tiers.len().min(63))
-                .filter(|rank| offers(*rank, *start, *end, channels))
+                .filter(|rank| offers(*rank, *piece, channels))
                 .fold(0, |set, rank| set | 1 << rank);
             let offers = |rank: usize| rank < 64 && offered & (1 << rank) != 0;
             let rung = climb.rung;
-            let step = self.step(now, &mut climb, stretch, Class::Background, channels, offers);
-            if let Step::Ask(index, hops) = step {
-                asks.push((index, hops, *start, *end));
+            let want = Want { stretch, class: Class::Background, hops };
+            if let Step::Ask(index) = self.step(now, &mut climb, want, channels, offers) {
+                let blocks = BlockRange::new(BlockIndex(piece.start), piece.end - piece.start);
+                if let (Some(channel), Some(chunks)) = (channels.get_mut(index), blocks.chunks()) {
+                    let (class, deadline) = (Class::Background, now + HOLD_BACKGROUND);
+                    channel.source.wish(now, Ask { chunks, class, deadline }, hops);
+                    asks.push(index);
+                }
             }
             self.epoch += u64::from(climb.rung != rung);
             self.climbs.insert(stretch, climb);
@@ -496,24 +562,33 @@ impl Turns {
     }
 
     /// The first part of blocks `start..end` that may be asked of a member of this rank and that
-    /// nobody nearer has.
+    /// nobody nearer has; at most `patience` stretches are looked at.
     pub(super) fn first_of_ours(
         &mut self,
         start: u64,
         end: u64,
         rank: usize,
-        nearer: impl Fn(u64, u64) -> Option<u64>,
+        patience: &mut usize,
+        nearer: impl Fn(u64, u64) -> Option<(u64, u64)>,
     ) -> Option<(u64, u64)> {
         let mut at = start;
-        while at < end {
+        while at < end && *patience > 0 {
+            *patience -= 1;
             let stretch = at / STRETCH_BLOCKS;
+            if rank > 1 && !self.climbs.contains_key(&stretch) {
+                // What has not climbed is sought no higher.
+                let next = self.climbs.range(stretch..).next();
+                at = next.map_or(end, |(stretch, _)| stretch * STRETCH_BLOCKS);
+                continue;
+            }
             let until = end.min((stretch + 1) * STRETCH_BLOCKS);
             if !self.may_take(stretch, rank) {
                 at = until;
                 continue;
             }
             match nearer(at, until) {
-                Some(held_until) => at = held_until,
+                Some((from, held_until)) if from <= at => at = held_until,
+                Some((from, _)) => return Some((at, from)),
                 None => return Some((at, until)),
             }
         }
@@ -546,16 +621,17 @@ pub(super) const fn stretch_of(block: u64) -> u64 {
     block / STRETCH_BLOCKS
 }
 
-/// Blocks `start..end` cut where stretches end.
-pub(super) fn pieces(start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+/// Cuts blocks where stretches end.
+pub(super) fn pieces(Piece { start, end, hops }: Piece) -> impl Iterator<Item = Piece> {
     let last = if start < end { end.div_ceil(STRETCH_BLOCKS) } else { 0 };
     (start / STRETCH_BLOCKS..last).map(move |stretch| {
-        (start.max(stretch * STRETCH_BLOCKS), end.min((stretch + 1) * STRETCH_BLOCKS))
+        let (from, until) = (stretch * STRETCH_BLOCKS, (stretch + 1) * STRETCH_BLOCKS);
+        Piece { start: start.max(from), end: end.min(until), hops }
     })
 }
 
-/// How many relays a wish for something that they lack may be passed on by.
-const HOPS: u8 = 3;
+/// How many peers a wish for something that they lack may pass: an equal and a level above, four times.
+pub(super) const HOPS: u8 = 8;
 
 /// The weight of a member for a stretch: the same wherever it is computed.
 fn weight(id: u64, stretch: u64) -> u64 {
@@ -598,11 +674,12 @@ mod tests {
 
     #[test]
     fn pieces_end_with_their_stretches() {
+        let piece = |start, end| Piece { start, end, hops: 3 };
         assert_eq!(
-            pieces(10, 200).collect::<Vec<_>>(),
-            [(10, 64), (64, 128), (128, 192), (192, 200)]
+            pieces(piece(10, 200)).collect::<Vec<_>>(),
+            [piece(10, 64), piece(64, 128), piece(128, 192), piece(192, 200)]
         );
-        assert_eq!(pieces(5, 5).count(), 0);
+        assert_eq!(pieces(piece(5, 5)).count(), 0);
         assert_eq!(stretch_of(64), 1);
     }
 }

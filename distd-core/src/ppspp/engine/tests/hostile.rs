@@ -1,6 +1,6 @@
 //! Dishonest, broken and silent peers: reads end right, nothing grows, nobody honest is blamed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -9,10 +9,12 @@ use rand::Rng;
 use super::net::{FINE, Log, Net, Weather};
 use crate::keys::OriginKey;
 use crate::ppspp::codec::{
-    ChannelId, Encoder, Handshake, HashFunction, Message, Options, WireProfile, decode,
+    ChannelId, Encoder, Handshake, HashFunction, Message, Options, WireClass, WireProfile, decode,
 };
-use crate::ppspp::engine::limits::{HALF_OPEN_MAX, STRAYS_MAX};
-use crate::ppspp::engine::{Class, DownReason, Event, handshake};
+use crate::ppspp::engine::limits::{
+    AWAITED_BLOCKS_MAX, ERRANDS_MAX, HALF_OPEN_MAX, PLACES_MAX, STRAYS_MAX,
+};
+use crate::ppspp::engine::{Class, DownReason, Event, Role, handshake};
 use crate::tree::{NodeHash, VerifiedMunro};
 use crate::unit::{BlockIndex, BlockRange, ChunkRange, MunroIndex};
 
@@ -524,4 +526,145 @@ fn a_source_that_drips_is_hedged() {
         slowest = slowest.max(net.run_until_fetched(node, fetch));
     }
     assert!(slowest < Duration::from_millis(300), "{slowest:?}");
+}
+
+/// The stranger says that it is a node.
+fn stand(stranger: &Stranger, net: &mut Net, at: usize) {
+    stranger.say(net, at, &[Message::Place { id: 77, level: 255 }]);
+}
+
+/// A wish for `blocks`.
+fn wish(blocks: BlockRange, class: WireClass, deadline_ms: u32) -> Message<'static> {
+    let chunks = blocks.chunks().expect("blocks");
+    Message::Want { chunks, class, deadline_ms, hops: 3 }
+}
+
+/// Blocks of which `at` has told the stranger that it does not fetch them.
+fn missed(net: &Net, at: usize, stranger: &Stranger) -> BTreeSet<u64> {
+    let sent = net.nodes[at].sent.iter().filter(|(_, to, _)| *to == stranger.address);
+    let messages =
+        sent.flat_map(|(.., datagram)| decode(datagram, &WireProfile::LIVE).expect("ok"));
+    let misses = messages.filter_map(|message| match message {
+        Message::Miss(chunks) => Some(chunks.start.0 / 4..chunks.end.0.div_ceil(4)),
+        _ => None,
+    });
+    misses.flatten().collect()
+}
+
+#[test]
+fn wishes_of_a_peer_never_keep_readers_here_from_fetching() {
+    let log = Log::new(4);
+    let mut net = Net::new(30, FINE);
+    let (origin, node) = (net.add_origin(&log), net.add(&log, None));
+    net.connect(node, origin);
+    net.run_for(Duration::from_millis(100));
+    let stranger = Stranger::open(&mut net, node, 1);
+    stand(&stranger, &mut net, node);
+    net.nodes[origin].disk_fails = true;
+    for round in 0..300u64 {
+        let wishes: Vec<_> = (0..50u64)
+            .map(|i| match i % 5 {
+                0 => wish(blocks(2000 + round * 50 + i, 1), WireClass::Waited, 60_000),
+                1 => wish(blocks(round * 3, 1), WireClass::Waited, 60_000),
+                2 => wish(blocks(0, 64), WireClass::Background, 60_000),
+                _ => wish(blocks(0, 64), WireClass::Waited, 60_000),
+            })
+            .collect();
+        stranger.say(&mut net, node, &wishes);
+        net.run_for(Duration::from_millis(2));
+    }
+    net.nodes[origin].disk_fails = false;
+    let fetch = net.nodes[node].fetch(net.now, blocks(901, 4), Class::Waited);
+    let took = net.run_until_fetched(node, fetch);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    net.run_for(Duration::from_secs(62));
+    let ended = |event: &&Event| matches!(event, Event::Fetched { .. } | Event::Failed { .. });
+    let ended = net.nodes[node].events.iter().filter(ended).count();
+    assert!(ended <= ERRANDS_MAX / 2, "{ended} fetches for a peer that wished a few blocks");
+    assert!(missed(&net, node, &stranger).contains(&2000), "behind the end of the log");
+}
+
+#[test]
+fn a_wish_in_vain_is_answered_and_makes_room_for_others() {
+    let log = Log::new(18);
+    let mut net = Net::new(31, FINE);
+    let (origin, node) = (net.add_origin(&log), net.add(&log, None));
+    net.connect(node, origin);
+    net.run_for(Duration::from_millis(100));
+    let stranger = Stranger::open(&mut net, node, 1);
+    stand(&stranger, &mut net, node);
+    net.nodes[origin].dead = true;
+    let all = blocks(0, AWAITED_BLOCKS_MAX);
+    stranger.say(&mut net, node, &[wish(all, WireClass::Background, 300)]);
+    net.run_for(Duration::from_millis(100));
+    assert!(missed(&net, node, &stranger).is_empty(), "it is being sought");
+    stranger.say(&mut net, node, &[wish(blocks(4200, 3), WireClass::Background, 300)]);
+    net.run_for(Duration::from_millis(100));
+    let too_many = missed(&net, node, &stranger);
+    assert_eq!(too_many, (4200..4203).collect::<BTreeSet<u64>>());
+    net.run_for(Duration::from_millis(400));
+    assert_eq!(missed(&net, node, &stranger).len() as u64, AWAITED_BLOCKS_MAX + 3);
+    net.nodes[node].sent.clear();
+    net.nodes[origin].dead = false;
+    stranger.say(&mut net, node, &[wish(all, WireClass::Background, 5000)]);
+    net.run_for(Duration::from_secs(4));
+    assert!(missed(&net, node, &stranger).is_empty());
+    assert!(net.nodes[node].stored.len() as u64 >= AWAITED_BLOCKS_MAX);
+}
+
+#[test]
+fn who_says_that_it_is_the_origin_makes_nobody_wait() {
+    let log = Log::new(4);
+    let mut net = Net::new(32, FINE);
+    let (origin, relay) = (net.add_origin(&log), net.add_as(&log, None, Role::Relay));
+    net.connect(relay, origin);
+    net.run_for(Duration::from_millis(100));
+    let stranger = Stranger::open(&mut net, relay, 1);
+    // The level that it claims is that of the origin, whom nobody has dialled here.
+    stranger.say(&mut net, relay, &[Message::Place { id: 5, level: 0 }]);
+    let before = net.nodes[relay].sent.len();
+    let fetch = net.nodes[relay].fetch(net.now, blocks(100, 1), Class::Waited);
+    assert!(
+        net.run_until_fetched(relay, fetch) < Duration::from_millis(150),
+        "nobody waits for it"
+    );
+    let sent = net.nodes[relay].sent[before..].iter().filter(|(_, to, _)| *to == stranger.address);
+    let wants = sent.filter(|(.., datagram)| {
+        let messages = decode(datagram, &WireProfile::LIVE).expect("valid");
+        messages.into_iter().any(|message| matches!(message, Message::Want { .. }))
+    });
+    assert_eq!(wants.count(), 0, "nor asks it for anything");
+}
+
+#[test]
+fn who_tells_one_place_after_the_other_is_sent_away() {
+    let log = Log::new(4);
+    let mut net = Net::new(33, FINE);
+    let node = net.add_origin(&log);
+    let stranger = Stranger::open(&mut net, node, 1);
+    for level in 0..=PLACES_MAX as u8 {
+        stranger.say(&mut net, node, &[Message::Place { id: 5, level }]);
+    }
+    net.run_for(Duration::from_millis(50));
+    let gone = |event: &Event| matches!(event, Event::PeerDown { reason: DownReason::Flooded, .. });
+    assert!(net.nodes[node].events.iter().any(gone));
+}
+
+#[test]
+fn a_relay_that_is_cut_off_says_so_at_once() {
+    let log = Log::new(4);
+    let mut net = Net::new(34, FINE);
+    let (origin, relay) = (net.add_origin(&log), net.add_as(&log, None, Role::Relay));
+    net.connect(relay, origin);
+    net.run_for(Duration::from_millis(100));
+    let stranger = Stranger::open(&mut net, relay, 1);
+    stand(&stranger, &mut net, relay);
+    net.nodes[origin].dead = true;
+    net.run_for(Duration::from_secs(200));
+    net.nodes[relay].sent.clear();
+    let again = Stranger::open(&mut net, relay, 2);
+    stand(&again, &mut net, relay);
+    again.say(&mut net, relay, &[wish(blocks(0, 64), WireClass::Background, 30_000)]);
+    net.run_for(Duration::from_millis(500));
+    assert_eq!(missed(&net, relay, &again).len(), 64);
 }

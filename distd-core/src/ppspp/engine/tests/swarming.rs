@@ -249,7 +249,9 @@ fn nodes_behind_relays_get_nothing_from_the_origin() {
         let copies = copies(&net, &log, origin);
         assert!(copies <= 1.1, "{class:?}: {copies} copies to the relays");
         let lower: f64 = relays.iter().map(|relay| self::copies(&net, &log, *relay)).sum();
-        assert!(lower <= 3.0, "{class:?}: {lower} copies from the relays");
+        // Readers who wait long enough for a node of their level take it from the relay.
+        let most = if class == Class::Background { 3.0 } else { 4.0 };
+        assert!(lower <= most, "{class:?}: {lower} copies from the relays");
     }
 }
 
@@ -274,4 +276,24 @@ fn nodes_turn_to_the_origin_when_their_relays_die_and_go_on_without_it() {
     let fetch = net.nodes[nodes[1]].fetch(net.now, blocks(300, 200), Class::Waited);
     let took = net.run_until_fetched(nodes[1], fetch);
     assert!(took < Duration::from_millis(500), "{took:?}: its equals have it");
+}
+
+#[test]
+fn a_lone_node_behind_a_relay_gets_a_long_log_from_it_alone() {
+    let log = Log::new(26);
+    let mut net = Net::new(22, FINE);
+    let (origin, relay) = (net.add_origin(&log), net.add_as(&log, None, Role::Relay));
+    net.nodes[origin].line = Some(THIN);
+    net.connect(relay, origin);
+    net.run_for(Duration::from_millis(200));
+    let node = net.add(&log, None);
+    net.connect(node, origin);
+    net.connect(node, relay);
+    net.nodes[origin].keep_sent = true;
+    let fetches = fetch_all(&mut net, &log, &[node]);
+    let begin = net.now;
+    finish(&mut net, &log, &fetches);
+    let took = net.now - begin;
+    assert_eq!(sent_to(&net, origin, &[node]), 0, "in {took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}; ideal is 2.2 s");
 }
