@@ -8,7 +8,6 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand};
 use distd_core::manifest::DEFAULT_PORT;
 use distd_core::unit::HumanBytes;
-use serde_json::Value;
 
 use crate::control::{self, Answer, CallError, GetRequest, MountRequest, Request};
 use crate::daemon::{Daemon, DaemonOptions, Doorkeeper};
@@ -18,6 +17,7 @@ use crate::launch;
 use crate::mount::{self, Site};
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounted_on};
 use crate::options::Options;
+use crate::peers;
 use crate::progress;
 use crate::relay::{self, RelayOptions};
 use crate::report;
@@ -81,8 +81,12 @@ enum Command {
     },
     /// How the node of the cache stands: mounts, cache, swarms.
     Status,
-    /// The peers of the node.
-    Peers,
+    /// The peers of the node: who, how near, what they have, how fast, and why nothing comes from them.
+    Peers {
+        /// Draw them anew each second, until interrupted.
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Find out what keeps distd from working here, and what to do; touches no mount.
     Doctor,
     /// Have a mount stay at the release that it shows.
@@ -259,17 +263,9 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 return Err(Complaint::failure(format_args!("{wrong} things are wrong")));
             }
         }
-        Command::Peers => {
-            let status = ask(&Request::Status)?;
-            let mut peers = Vec::new();
-            for swarm in status["swarms"].as_array().into_iter().flatten() {
-                for peer in swarm["peers"].as_array().into_iter().flatten() {
-                    let mut peer = peer.clone();
-                    peer["origin"] = swarm["origin"].clone();
-                    peers.push(peer);
-                }
-            }
-            report::print(cli.json, false, &Value::Array(peers), report::peers);
+        Command::Peers { watch: true } => peers::watch(&cache()?, cli.json)?,
+        Command::Peers { watch: false } => {
+            report::print(cli.json, false, &ask(&Request::Peers)?, peers::words);
         }
         Command::Hold { path } => {
             let request = Request::Hold { path: (&*named(path)?).into() };
@@ -526,7 +522,8 @@ fn alone(cache: &Path, request: Request) -> Answer {
     answer.unwrap_or_else(|| Err(Complaint::failure("the node is leaving")))
 }
 
-fn ask(cache: &Path, request: &Request) -> Answer {
+/// Asks the node of a cache.
+pub(crate) fn ask(cache: &Path, request: &Request) -> Answer {
     control::call(cache, request, ANSWER_PATIENCE).map_err(|error| no_answer(&error))?
 }
 

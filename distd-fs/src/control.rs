@@ -1,7 +1,7 @@
 //! The control socket: how commands talk to the node process of a cache.
 //!
 //! One request and one answer per connection, each one line of JSON with the protocol's version in it.
-//! Only the node's own user and root are heard; others may ask for the status. Both sides read with a
+//! Only the node's own user and root are heard; others may ask for the status and the peers. Both sides read with a
 //! bound and a deadline.
 
 use std::fs::File;
@@ -21,7 +21,7 @@ use crate::options::MountOptions;
 use crate::target::Target;
 
 /// Version of the protocol: both sides must be of the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Name of the socket in the cache's directory.
 pub const SOCKET_NAME: &str = "control.sock";
 
@@ -42,6 +42,8 @@ pub enum Request {
     Mount(MountRequest),
     /// How the node stands.
     Status,
+    /// The peers of the node.
+    Peers,
     /// Keep a path's blocks from eviction.
     Pin {
         /// A path on a mount.
@@ -387,7 +389,9 @@ fn serve_one(stream: &UnixStream, responder: &impl Responder, busy: bool) -> io:
 
 fn answer_line(line: &[u8], trusted: bool, responder: &impl Responder) -> Option<Answer> {
     match parse_request(line) {
-        Ok(request) if trusted || request == Request::Status => responder.respond(request),
+        Ok(request) if trusted || matches!(request, Request::Status | Request::Peers) => {
+            responder.respond(request)
+        }
         Ok(_) => {
             Some(Err(Complaint::failure("only root and the node's own user may ask for this")))
         }

@@ -4,6 +4,7 @@ mod follow;
 mod get;
 mod jobs;
 mod mounted;
+mod peers;
 mod prefetch;
 
 use std::collections::BTreeMap;
@@ -367,6 +368,7 @@ impl Daemon {
             "full_frames": sum(|swarm| swarm.full_frames),
             "refused_frames": sum(|swarm| swarm.refused_frames),
             "local_bytes": sum(|swarm| swarm.local_bytes),
+            "sources": peers::sources(status.swarms.iter()),
             "node": {
                 "pid": std::process::id(),
                 "version": env!("CARGO_PKG_VERSION"),
@@ -499,6 +501,7 @@ impl Responder for Doorkeeper {
         Some(match request {
             Request::Mount(request) => return daemon.mount(&request),
             Request::Status => daemon.status(),
+            Request::Peers => daemon.peers(),
             Request::Pin { path } => daemon.pin(&PathBuf::from(path)),
             Request::Unpin { path } => daemon.unpin(&PathBuf::from(path)),
             Request::Prefetch { path, watched } => daemon.prefetch(&PathBuf::from(path), watched),

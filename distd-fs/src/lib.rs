@@ -19,6 +19,7 @@ pub mod launch;
 pub mod mount;
 pub mod mountinfo;
 pub mod options;
+mod peers;
 mod progress;
 pub mod relay;
 mod report;

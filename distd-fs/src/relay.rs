@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Without progress for so long, what is missing is asked for again.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// How the names of a relay's pins begin.
+pub(crate) const PIN_PREFIX: &str = "relay ";
 /// Pause after a failed attempt.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -182,8 +184,8 @@ impl Keeper {
     /// A track's pin moves from release to release; that of one release stays.
     fn pin_name(&self) -> String {
         match &self.target.release {
-            Some(release) => format!("relay {}@{release}", self.target.track),
-            None => format!("relay {}@newest", self.target.track),
+            Some(release) => format!("{PIN_PREFIX}{}@{release}", self.target.track),
+            None => format!("{PIN_PREFIX}{}@newest", self.target.track),
         }
     }
 }

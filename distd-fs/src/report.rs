@@ -118,12 +118,12 @@ pub(crate) fn status(status: &Value) -> String {
     let _ = writeln!(lines, "cache {}: {}", text(&cache["directory"]), usage(&cache["usage"]));
     let _ = writeln!(
         lines,
-        "fetched {} of metadata, {} of content, {} of frames; answered from the cache {}",
+        "fetched {} of metadata, {} of content, {} of frames",
         bytes(&status["fetched_metadata_bytes"]),
         bytes(&status["fetched_data_bytes"]),
-        bytes(&status["fetched_frame_bytes"]),
-        bytes(&status["local_bytes"])
+        bytes(&status["fetched_frame_bytes"])
     );
+    let _ = writeln!(lines, "{}", crate::peers::sources(&status["sources"]));
     if status["fetched_frame_bytes"] != 0 || status["refused_frames"] != 0 {
         let _ = writeln!(
             lines,
@@ -174,7 +174,7 @@ pub(crate) fn status(status: &Value) -> String {
     lines
 }
 
-pub(crate) fn peers(peers: &Value) -> String {
+fn peers(peers: &Value) -> String {
     let mut lines = String::new();
     for peer in list(peers) {
         let rtt = peer["rtt_us"].as_u64().map(|us| format!(", {:.1} ms", us as f64 / 1000.0));
@@ -191,15 +191,15 @@ pub(crate) fn peers(peers: &Value) -> String {
     lines
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn text(value: &Value) -> &str {
+pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn bytes(value: &Value) -> HumanBytes {
+pub(crate) fn bytes(value: &Value) -> HumanBytes {
     HumanBytes(value.as_u64().unwrap_or(0))
 }
 

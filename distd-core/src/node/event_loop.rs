@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::keys::OriginId;
 use crate::ppspp::engine::{
-    Class, Event, FetchError, HashRequest, PeerReport, Role, SwarmCounters, SwarmKey, SwarmOptions,
+    Class, Event, FetchError, HashRequest, Networks, PeerReport, Role, SwarmCounters, SwarmKey,
+    SwarmOptions,
 };
 use crate::tree::VerifiedRun;
 use crate::unit::{BlockRange, MunroIndex};
@@ -86,7 +87,11 @@ pub(super) enum Command {
         blocks: BlockRange,
         answer: oneshot::Sender<bool>,
     },
+    /// The machine is in these networks from now on.
+    Networks(Networks),
+    /// `ranges`: also which blocks peers say they hold.
     Report {
+        ranges: bool,
         answer: SyncSender<Vec<SwarmReport>>,
     },
     Stop,
@@ -322,8 +327,9 @@ impl EventLoop {
                 // Nobody listens any more if the job has ended meanwhile.
                 let _ = answer.send(key.is_some_and(|key| self.is_offered(*key, blocks)));
             }
-            Command::Report { answer } => {
-                let _ = answer.send(self.report());
+            Command::Networks(networks) => self.driver.engine.set_networks(networks),
+            Command::Report { ranges, answer } => {
+                let _ = answer.send(self.report(now, ranges));
             }
             Command::Stop => {}
         }
@@ -369,10 +375,10 @@ impl EventLoop {
         self.driver.engine.remove_swarm(now, key);
     }
 
-    fn report(&self) -> Vec<SwarmReport> {
+    fn report(&self, now: Instant, ranges: bool) -> Vec<SwarmReport> {
         let report = |(key, joined): (&SwarmKey, &Joined)| SwarmReport {
             origin: joined.shared.origin,
-            peers: self.driver.engine.peers(*key).collect(),
+            peers: self.driver.engine.peers(now, *key, ranges),
             counters: self.driver.engine.counters(*key),
             waiting_reads: joined.reading.waiting(),
         };

@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, netdevice, so
 use tokio::net::UdpSocket;
 
 use crate::keys::{OriginId, SwarmId};
+use crate::ppspp::engine::Networks;
 
 /// The group, of the organization-local scope (RFC 2365), and its port.
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 75, 74), 7574);
@@ -131,10 +132,7 @@ fn parse(datagram: &[u8]) -> Option<([u8; 8], u16, BTreeSet<Key>)> {
 
 /// Whether an address is of a network that the Internet does not reach.
 fn is_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || ip.is_loopback(),
-        IpAddr::V6(_) => false,
-    }
+    ip.is_ipv4() && Networks::none().hold(ip)
 }
 
 /// The group's socket.

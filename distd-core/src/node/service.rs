@@ -18,12 +18,13 @@ use crate::ppspp::engine::{Engine, EngineConfig, Role};
 use crate::store::{Cache, CacheOptions, OpenError};
 
 use super::driver::Driver;
-use super::event_loop::{Command, EventLoop, Helpers};
+use super::event_loop::{Command, EventLoop, Helpers, SwarmReport};
 use super::hasher::Hasher;
 use super::keeper::Keeper;
 use super::lan::{DATAGRAM_BYTES, GroupSocket, Neighbours};
+use super::networks::networks;
 use super::socket::Socket;
-use super::status::{NodeStatus, swarm_status};
+use super::status::{NodeStatus, SwarmPeers, swarm_peers, swarm_status};
 use super::swarm::{Shared, Swarm};
 use super::unpack;
 
@@ -39,6 +40,8 @@ const BUSY_BYTES: u64 = 64 << 20;
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(300);
 /// The same while a name has not been resolved at all.
 const RESOLVE_RETRY: Duration = Duration::from_secs(5);
+/// How often it is looked which networks the machine is in.
+const NETWORKS_INTERVAL: Duration = Duration::from_secs(30);
 /// How long the loop may take for a command's answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -188,6 +191,7 @@ impl Node {
             started: Instant::now(),
         };
         let node = Self(Arc::new(inner));
+        node.0.runtime.spawn(watch_networks(node.0.commands.downgrade()));
         if options.lan {
             node.0.runtime.spawn(find_neighbours(Arc::downgrade(&node.0)));
         }
@@ -301,9 +305,7 @@ impl Node {
 
     /// How the node stands. Blocks the calling thread for a moment.
     pub fn status(&self) -> Result<NodeStatus, NodeError> {
-        let (answer, reports) = std::sync::mpsc::sync_channel(1);
-        self.command(Command::Report { answer })?;
-        let reports = reports.recv_timeout(ANSWER_DEADLINE).map_err(|_| NodeError::Stopping)?;
+        let reports = self.report(false)?;
         let swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
         let swarms = reports
             .into_iter()
@@ -315,6 +317,25 @@ impl Node {
             cache: self.0.cache.usage(),
             swarms,
         })
+    }
+
+    /// The peers of each swarm. Blocks the calling thread for a moment.
+    pub fn peers(&self) -> Result<Vec<SwarmPeers>, NodeError> {
+        let reports = self.report(true)?;
+        let swarms = self.0.swarms.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(reports
+            .into_iter()
+            .filter_map(|report| {
+                let swarm = swarms.get(&report.origin)?.swarm.clone();
+                Some(swarm_peers(swarm, report))
+            })
+            .collect())
+    }
+
+    fn report(&self, ranges: bool) -> Result<Vec<SwarmReport>, NodeError> {
+        let (answer, reports) = std::sync::mpsc::sync_channel(1);
+        self.command(Command::Report { ranges, answer })?;
+        reports.recv_timeout(ANSWER_DEADLINE).map_err(|_| NodeError::Stopping)
     }
 
     /// Ends the node: readers get an error, peers a goodbye, the cache its last flush.
@@ -368,10 +389,25 @@ pub(super) fn open_driver(
     let guard = runtime.enter();
     let bind = |source| NodeError::Bind { address: listen, source };
     let socket = Socket::bind(listen).map_err(bind)?;
-    let driver = Driver::new(Engine::new(EngineConfig::new(rng_seed), Instant::now()), socket);
+    let config = EngineConfig { networks: networks(), ..EngineConfig::new(rng_seed) };
+    let driver = Driver::new(Engine::new(config, Instant::now()), socket);
     let address = driver.local_address().map_err(bind)?;
     drop(guard);
     Ok((runtime, driver, address))
+}
+
+/// Tells the loop which networks the machine is in, whenever that changes.
+async fn watch_networks(commands: mpsc::WeakSender<Command>) {
+    let mut known = networks();
+    loop {
+        tokio::time::sleep(NETWORKS_INTERVAL).await;
+        let Some(commands) = commands.upgrade() else { return };
+        let now = networks();
+        if now != known && commands.send(Command::Networks(now.clone())).await.is_err() {
+            return;
+        }
+        known = now;
+    }
 }
 
 /// Says to the local network which swarms are here, and connects to whoever says the same.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ppspp::engine::{PeerReport, PeerState};
+use crate::ppspp::engine::{Idle, PeerKind, PeerReport, PeerState, SwarmCounters};
 use crate::store::Usage;
+use crate::unit::BlockRange;
 
 use super::event_loop::SwarmReport;
 use super::swarm::Swarm;
@@ -51,6 +52,9 @@ pub struct SwarmStatus {
     pub full_frames: u64,
     /// Frames that were not used: damaged, or without their bases.
     pub refused_frames: u64,
+    /// The same verified bytes from peers, by who sent them, beside what the cache answered.
+    #[serde(default)]
+    pub sources: SourceStatus,
     /// Bytes answered from the cache without the network.
     pub local_bytes: u64,
     /// Runs that were served but not kept, because the cache's disk is full.
@@ -79,22 +83,80 @@ pub struct SwarmStatus {
     pub peers: Vec<PeerStatus>,
 }
 
+/// Bytes by where they came from: verified payload of peers, and what was local.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// From the origin.
+    pub origin_bytes: u64,
+    /// From relays, near or not.
+    pub relay_bytes: u64,
+    /// From nodes of the local network.
+    pub lan_bytes: u64,
+    /// From nodes elsewhere.
+    pub other_bytes: u64,
+    /// Answered from the cache without the network.
+    pub cache_bytes: u64,
+}
+
+/// The peers of one swarm.
+#[derive(Clone)]
+pub struct SwarmPeers {
+    /// Whose log it is.
+    pub swarm: Swarm,
+    /// What came from where.
+    pub sources: SourceStatus,
+    /// The peers, and which blocks each says it holds.
+    pub peers: Vec<(PeerStatus, Vec<BlockRange>)>,
+}
+
 /// One peer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Its UDP address.
     pub address: String,
+    /// By which it is known whatever its address, if it says so.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// What it is: `origin`, `relay`, `lan` (a node that is near), `other` (a node elsewhere).
+    #[serde(with = "PeerKindForm")]
+    pub kind: PeerKind,
+    /// Whether its address is of a private network or of one that this machine is in.
+    pub near: bool,
     /// State of its channel.
     #[serde(with = "PeerStateForm")]
     pub state: PeerState,
+    /// Why nothing comes from it.
+    #[serde(default)]
+    pub idle: Option<String>,
+    /// How its last channel ended, if it has none.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Seconds until it is dialled, or asked, again.
+    #[serde(default)]
+    pub again_s: Option<u64>,
+    /// Whether it is told to ask for nothing, because it asks for too much.
+    #[serde(default)]
+    pub choked: bool,
     /// Whether this node opened the channel.
     pub outbound: bool,
+    /// Seconds since its channel was made.
+    #[serde(default)]
+    pub age_s: u64,
     /// Smoothed round-trip time, in microseconds.
     pub rtt_us: Option<u64>,
     /// Bytes of datagrams received from it.
     pub received_bytes: u64,
     /// Bytes of datagrams sent to it.
     pub sent_bytes: u64,
+    /// Bytes of datagrams received from it in a second.
+    #[serde(default)]
+    pub received_bytes_per_s: u64,
+    /// Bytes of datagrams sent to it in a second.
+    #[serde(default)]
+    pub sent_bytes_per_s: u64,
+    /// Payload from it that was verified.
+    #[serde(default)]
+    pub verified_bytes: u64,
     /// Bytes asked of it and not yet there.
     pub outstanding_bytes: u64,
     /// Blocks that it says it holds.
@@ -111,6 +173,32 @@ enum PeerStateForm {
     Opening,
     Open,
     Silent,
+    Closed,
+    Banned,
+}
+
+/// How [`PeerKind`] looks in JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "PeerKind", rename_all = "lowercase")]
+enum PeerKindForm {
+    Origin,
+    Relay,
+    Lan,
+    Other,
+}
+
+/// How [`Idle`] looks in JSON.
+fn idle_word(idle: Idle) -> &'static str {
+    match idle {
+        Idle::NoAnswer => "no_answer",
+        Idle::Choked => "choked",
+        Idle::Silent => "silent",
+        Idle::PassedOver => "passed_over",
+        Idle::NothingWanted => "nothing_wanted",
+        Idle::NothingToGive => "nothing_to_give",
+        Idle::Closed => "closed",
+        Idle::Banned => "banned",
+    }
 }
 
 pub(super) fn swarm_status(swarm: &Swarm, report: SwarmReport) -> SwarmStatus {
@@ -131,6 +219,7 @@ pub(super) fn swarm_status(swarm: &Swarm, report: SwarmReport) -> SwarmStatus {
         delta_frames: counters.delta_frames.load(Ordering::Relaxed),
         full_frames: counters.full_frames.load(Ordering::Relaxed),
         refused_frames: counters.refused_frames.load(Ordering::Relaxed),
+        sources: sources(swarm, &engine),
         local_bytes: counters.local.load(Ordering::Relaxed),
         uncached_runs: counters.uncached_runs.load(Ordering::Relaxed),
         failed_reads: counters.failed_reads.load(Ordering::Relaxed),
@@ -143,20 +232,48 @@ pub(super) fn swarm_status(swarm: &Swarm, report: SwarmReport) -> SwarmStatus {
         false_runs: engine.false_runs,
         bad_datagrams: engine.bad_datagrams,
         rerequested_runs: engine.rerequested_runs,
-        peers: report.peers.into_iter().map(peer_status).collect(),
+        peers: report.peers.into_iter().map(|peer| peer_status(peer).0).collect(),
     }
 }
 
-pub(super) fn peer_status(peer: PeerReport) -> PeerStatus {
-    PeerStatus {
+pub(super) fn swarm_peers(swarm: Swarm, report: SwarmReport) -> SwarmPeers {
+    let sources = sources(&swarm, &report.counters);
+    SwarmPeers { swarm, sources, peers: report.peers.into_iter().map(peer_status).collect() }
+}
+
+fn sources(swarm: &Swarm, counters: &SwarmCounters) -> SourceStatus {
+    let from = counters.verified_from;
+    SourceStatus {
+        origin_bytes: from.origin,
+        relay_bytes: from.relay,
+        lan_bytes: from.lan,
+        other_bytes: from.other,
+        cache_bytes: swarm.shared.counters.local.load(Ordering::Relaxed),
+    }
+}
+
+fn peer_status(peer: PeerReport) -> (PeerStatus, Vec<BlockRange>) {
+    let status = PeerStatus {
         address: peer.address.to_string(),
+        id: peer.id.map(|id| format!("{id:016x}")),
+        kind: peer.kind,
+        near: peer.near,
         state: peer.state,
+        idle: peer.idle.map(|idle| idle_word(idle).to_owned()),
+        reason: peer.down.map(|reason| reason.to_string()),
+        again_s: peer.again_in.map(|wait| wait.as_secs()),
+        choked: peer.choked,
         outbound: peer.outbound,
+        age_s: peer.age.as_secs(),
         rtt_us: peer.rtt.map(|rtt: Duration| rtt.as_micros() as u64),
         received_bytes: peer.received_bytes,
         sent_bytes: peer.sent_bytes,
+        received_bytes_per_s: peer.received_rate,
+        sent_bytes_per_s: peer.sent_rate,
+        verified_bytes: peer.verified_bytes,
         outstanding_bytes: peer.outstanding_bytes,
         available_blocks: peer.available_blocks,
         level: peer.level,
-    }
+    };
+    (status, peer.available)
 }

@@ -138,6 +138,17 @@ impl Mounted {
     /// How much of the release's content is local; `None` as long as its metadata is not, because
     /// status never waits for the network.
     fn local_content(&self, view: &View, metadata: Local) -> Option<Local> {
+        Some(self.fs.local(self.content(view, metadata)?.into_iter()))
+    }
+
+    /// Where a release's content and metadata lie, under the same conditions.
+    pub(super) fn ranges(&self, view: &View) -> Option<Vec<BlockRange>> {
+        let metadata = self.fs.local(view.release.metadata.iter().copied());
+        let content = self.content(view, metadata)?;
+        Some([content, view.release.metadata.clone()].concat())
+    }
+
+    fn content(&self, view: &View, metadata: Local) -> Option<Vec<BlockRange>> {
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         if content.as_ref().is_none_or(|(generation, _)| *generation != view.generation) {
             let listed = metadata.total > 0 && metadata.local == metadata.total;
@@ -147,7 +158,7 @@ impl Mounted {
             let place = walk(&self.swarm, &view.release, Path::new(""), Duration::ZERO).ok()?;
             *content = Some((view.generation, place.content));
         }
-        content.as_ref().map(|(_, ranges)| self.fs.local(ranges.iter().copied()))
+        content.as_ref().map(|(_, ranges)| ranges.clone())
     }
 
     pub(super) fn walk(&self, below: &Path) -> Result<ReleasePlace, Complaint> {

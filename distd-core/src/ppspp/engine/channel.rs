@@ -8,8 +8,9 @@ use crate::ppspp::codec::{ChannelId, MessageSet, MessageType};
 
 use super::acks::Acks;
 use super::announce::Told;
-use super::event::{PeerReport, PeerState, SwarmKey};
+use super::event::SwarmKey;
 use super::limits::{DEAD_AFTER, DEAD_SENT_MIN, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, KEEP_ALIVE};
+use super::meter::Meter;
 use super::rtt::Rtt;
 use super::serve::Serve;
 use super::source::Source;
@@ -42,6 +43,8 @@ pub(super) struct Channel {
     pub(super) remote: ChannelId,
     pub(super) state: State,
     pub(super) outbound: bool,
+    /// Its address is of a private network or of our own.
+    pub(super) near: bool,
     /// Messages that the peer understands.
     pub(super) messages: MessageSet,
     /// Where it says that it stands, and how often it has said something else.
@@ -69,8 +72,10 @@ pub(super) struct Traffic {
     pub(super) sent_at: Instant,
     /// Datagrams sent since something was heard.
     pub(super) unheard: u32,
-    pub(super) received_bytes: u64,
-    pub(super) sent_bytes: u64,
+    pub(super) received: Meter,
+    pub(super) sent: Meter,
+    /// Payload that was verified.
+    pub(super) verified_bytes: u64,
     /// Malformed datagrams.
     pub(super) bad: u32,
     /// Signatures checked in the current minute, and when it began.
@@ -102,7 +107,7 @@ impl Channel {
         swarm: SwarmKey,
         address: SocketAddr,
         local: ChannelId,
-        outbound: bool,
+        (outbound, near): (bool, bool),
     ) -> Self {
         Self {
             swarm,
@@ -111,6 +116,7 @@ impl Channel {
             remote: ChannelId(0),
             state: State::Opening,
             outbound,
+            near,
             messages: MessageSet::default(),
             place: None,
             places: 0,
@@ -125,8 +131,9 @@ impl Channel {
                 heard_at: now,
                 sent_at: now,
                 unheard: 0,
-                received_bytes: 0,
-                sent_bytes: 0,
+                received: Meter::new(now),
+                sent: Meter::new(now),
+                verified_bytes: 0,
                 bad: 0,
                 checks: (0, now),
                 greetings: (0, now),
@@ -164,7 +171,7 @@ impl Channel {
     pub(super) fn on_sent(&mut self, now: Instant, datagrams: u64, bytes: u64) {
         self.traffic.sent_at = now;
         self.traffic.unheard = self.traffic.unheard.saturating_add(datagrams as u32);
-        self.traffic.sent_bytes += bytes;
+        self.traffic.sent.add(now, bytes);
     }
 
     /// Whether it is time to acknowledge something.
@@ -176,7 +183,7 @@ impl Channel {
     pub(super) fn on_heard(&mut self, now: Instant, bytes: usize) {
         self.traffic.heard_at = now;
         self.traffic.unheard = 0;
-        self.traffic.received_bytes += bytes as u64;
+        self.traffic.received.add(now, bytes as u64);
     }
 
     /// When datagram 1 or 3 is to be repeated.
@@ -216,27 +223,6 @@ impl Channel {
     pub(super) fn on_news_checked(&mut self) {
         let (count, _) = &mut self.traffic.checks;
         *count = count.saturating_sub(1);
-    }
-
-    /// For people.
-    pub(super) fn report(&self) -> PeerReport {
-        let state = match self.state {
-            State::Open | State::Unconfirmed if self.source.is_silent() => PeerState::Silent,
-            State::Open | State::Unconfirmed => PeerState::Open,
-            State::Opening => PeerState::Opening,
-        };
-        PeerReport {
-            address: self.address,
-            state,
-            outbound: self.outbound,
-            rtt: self.rtt.is_known().then(|| self.rtt.smoothed()),
-            received_bytes: self.traffic.received_bytes,
-            sent_bytes: self.traffic.sent_bytes,
-            outstanding_bytes: self.source.outstanding,
-            available_blocks: self.source.availability.iter().map(|(s, e)| e - s).sum(),
-            since: self.traffic.since,
-            level: self.place.map(|place| place.level),
-        }
     }
 }
 
@@ -295,6 +281,10 @@ impl Channels {
     pub(super) fn iter(&self) -> impl Iterator<Item = (ChannelIndex, &Channel)> {
         let channels = self.slots.iter().enumerate();
         channels.filter_map(|(i, slot)| Some((ChannelIndex(i as u32), slot.as_deref()?)))
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Channel> {
+        self.slots.iter_mut().filter_map(|slot| slot.as_deref_mut())
     }
 
     pub(super) fn len(&self) -> usize {

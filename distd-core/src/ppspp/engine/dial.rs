@@ -31,7 +31,9 @@ use super::{Engine, Transmit, handshake};
 /// An address that lied.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ban {
-    until: Instant,
+    /// Where it lied last.
+    pub(super) swarm: SwarmKey,
+    pub(super) until: Instant,
     /// Lies since the last one was long enough ago.
     lies: u32,
 }
@@ -64,7 +66,8 @@ impl Engine {
             return self.dial_at(key, address, until);
         }
         let local = self.new_channel_id();
-        let mut channel = Channel::new(now, key, address, local, true);
+        let near = self.config.networks.hold(address.ip());
+        let mut channel = Channel::new(now, key, address, local, (true, near));
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         let Some(link) = swarm.links.get_mut(&address) else { return };
         channel.traffic.greetings = (0, now);
@@ -157,7 +160,8 @@ impl Engine {
         from: SocketAddr,
     ) -> Option<ChannelIndex> {
         let entry = self.half_open.take(now, local, from)?;
-        let mut channel = Channel::new(now, entry.swarm, from, local, false);
+        let near = self.config.networks.hold(from.ip());
+        let mut channel = Channel::new(now, entry.swarm, from, local, (false, near));
         channel.on_round_trip(now, now.saturating_duration_since(entry.since));
         let index = self.channels.insert(channel);
         self.by_channel_id.insert(local, index);
@@ -261,7 +265,7 @@ impl Engine {
         let mut lost = Vec::new();
         for (linked, link) in &mut swarm.links {
             if link.channel == Some(index) {
-                link.channel = None;
+                (link.channel, link.down) = (None, Some(reason));
                 link.failures = link.failures.saturating_add(1);
                 let wait = HANDSHAKE_RETRY * (1 << link.failures.saturating_sub(1).min(8));
                 lost.push((*linked, now + wait.min(HANDSHAKE_RETRY_MAX)));
@@ -271,7 +275,7 @@ impl Engine {
             self.dial_at(key, linked, at);
         }
         if lied {
-            self.ban(now, address, alone);
+            self.ban(now, key, address, alone);
         }
         self.mark_dirty(key);
     }
@@ -334,20 +338,20 @@ impl Engine {
 
     /// Talks to an address that lied no more for a while. A bit that flips on the way looks like a
     /// lie: the only source of a swarm is tried again soon, and less soon each time.
-    fn ban(&mut self, now: Instant, address: SocketAddr, alone: bool) {
+    fn ban(&mut self, now: Instant, swarm: SwarmKey, address: SocketAddr, alone: bool) {
         if self.bans.len() >= BANS_MAX && !self.bans.contains_key(&address) {
             let earliest = self.bans.iter().min_by_key(|(_, ban)| ban.until);
             if let Some(earliest) = earliest.map(|(address, _)| *address) {
                 self.bans.remove(&earliest);
             }
         }
-        let ban = self.bans.entry(address).or_insert(Ban { until: now, lies: 0 });
+        let ban = self.bans.entry(address).or_insert(Ban { swarm, until: now, lies: 0 });
         if now.saturating_duration_since(ban.until) > BAN {
             ban.lies = 0;
         }
         let length = if alone { (BAN_ALONE * (1 << ban.lies.min(16))).min(BAN) } else { BAN };
         ban.lies = ban.lies.saturating_add(1);
-        ban.until = now + length;
+        (ban.swarm, ban.until) = (swarm, now + length);
     }
 
     /// RFC 7574 3.11: random (RFC 4960 5.1.3: not zero, from a CSPRNG), and not in use here.

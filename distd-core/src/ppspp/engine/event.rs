@@ -1,13 +1,16 @@
 //! What goes in and comes out of the engine: its identifiers, options, events and reports.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::keys::SwarmId;
 use crate::tree::{SignedMunro, VerifiedMunro, VerifiedRun};
 use crate::unit::{Bin, BlockRange};
+
+use super::networks::Networks;
+use super::report::SourceBytes;
 
 /// A swarm of this engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,14 +72,16 @@ pub struct EngineConfig {
     pub receive_bytes_max: u64,
     /// Bytes read from disk for peers and not yet sent, of all peers together.
     pub read_bytes_max: u64,
+    /// The networks that this machine is in.
+    pub networks: Networks,
 }
 
 impl EngineConfig {
-    /// The default budgets.
+    /// The default budgets, in no network.
     pub const fn new(rng_seed: [u8; 32]) -> Self {
         let (receive_bytes_max, read_bytes_max) =
             (super::limits::RECEIVE_BYTES_MAX, super::limits::READ_BYTES_MAX);
-        Self { rng_seed, receive_bytes_max, read_bytes_max }
+        Self { rng_seed, receive_bytes_max, read_bytes_max, networks: Networks::none() }
     }
 }
 
@@ -272,42 +277,6 @@ pub enum Event {
     },
 }
 
-/// How far a peer's channel is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerState {
-    /// Datagram 1 was sent.
-    Opening,
-    /// Both addresses are proved.
-    Open,
-    /// Open, but it leaves requests unanswered: asked last.
-    Silent,
-}
-
-/// One peer, for people.
-#[derive(Clone, Copy, Debug)]
-pub struct PeerReport {
-    /// Its address.
-    pub address: SocketAddr,
-    /// Its channel's state.
-    pub state: PeerState,
-    /// Whether the channel was opened from here.
-    pub outbound: bool,
-    /// Smoothed round-trip time, if measured.
-    pub rtt: Option<Duration>,
-    /// Bytes of datagrams received.
-    pub received_bytes: u64,
-    /// Bytes of datagrams sent.
-    pub sent_bytes: u64,
-    /// Bytes asked for and not yet there.
-    pub outstanding_bytes: u64,
-    /// Blocks that it says it holds.
-    pub available_blocks: u64,
-    /// When the channel was made.
-    pub since: Instant,
-    /// How far it says that it is from the injector: 0 is the injector, 255 a node.
-    pub level: Option<u8>,
-}
-
 /// What a swarm has moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SwarmCounters {
@@ -325,6 +294,8 @@ pub struct SwarmCounters {
     pub data_sent_bytes: u64,
     /// Payload of runs that were verified.
     pub verified_bytes: u64,
+    /// The same by what delivered it.
+    pub verified_from: SourceBytes,
     /// Payload of DATA that was there already.
     pub duplicate_bytes: u64,
     /// DATA that nobody asked for.

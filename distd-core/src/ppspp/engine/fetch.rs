@@ -135,6 +135,11 @@ impl Ledger {
         }
     }
 
+    /// Whether nothing is wanted.
+    pub(super) fn is_idle(&self) -> bool {
+        self.fetches.is_empty() && self.runs.is_empty()
+    }
+
     /// A new name for a fetch.
     pub(super) fn next_id(&mut self) -> FetchId {
         loop {

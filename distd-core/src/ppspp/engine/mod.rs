@@ -22,6 +22,7 @@
 //! | `turns` | who of a level fetches what from above |
 //! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
 //! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
+//! | `report`, `meter`, `networks` | how peers stand, how fast bytes pass, who is near |
 
 mod acks;
 mod announce;
@@ -36,9 +37,12 @@ mod input;
 mod interval;
 mod known;
 pub mod limits;
+mod meter;
+mod networks;
 mod offered;
 mod picker;
 mod receive;
+mod report;
 mod rtt;
 mod sent;
 mod serve;
@@ -66,12 +70,13 @@ use crate::unit::BlockRange;
 use channel::{ChannelIndex, Channels};
 pub use event::{
     Class, DiskId, DiskRequest, DownReason, EngineConfig, EngineCounters, Event, FetchError,
-    FetchId, HashId, HashRequest, PeerReport, PeerState, Role, SwarmCounters, SwarmKey,
-    SwarmOptions, Transmit,
+    FetchId, HashId, HashRequest, Role, SwarmCounters, SwarmKey, SwarmOptions, Transmit,
 };
 use half_open::HalfOpenTable;
 use interval::IntervalSet;
+pub use networks::Networks;
 use receive::HashQueue;
+pub use report::{Idle, PeerKind, PeerReport, PeerState, SourceBytes};
 use serve::Urgency;
 use swarm::Swarm;
 use timers::{Timer, Timers};
@@ -345,10 +350,12 @@ impl Engine {
         self.queues.events.pop_front()
     }
 
-    /// The peers of a swarm.
-    pub fn peers(&self, key: SwarmKey) -> impl Iterator<Item = PeerReport> {
-        let channels = self.channels.iter().filter(move |(_, channel)| channel.swarm == key);
-        channels.map(|(_, channel)| channel.report())
+    /// The machine is in these networks from now on.
+    pub fn set_networks(&mut self, networks: Networks) {
+        for channel in self.channels.iter_mut() {
+            channel.near = networks.hold(channel.address.ip());
+        }
+        self.config.networks = networks;
     }
 
     /// What a swarm has moved.

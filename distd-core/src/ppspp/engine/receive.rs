@@ -213,6 +213,8 @@ impl Receive<'_> {
         // RFC 7574 3.4: an ACK for what was verified.
         self.channel.acks.push(self.now, chunks, delay_us);
         self.swarm.counters.verified_bytes += bin.byte_len();
+        self.swarm.counters.verified_from.add(self.channel.kind(), bin.byte_len());
+        self.channel.traffic.verified_bytes += bin.byte_len();
         self.swarm.dirty = true;
         let (swarm, from) = (self.swarm.key, self.channel.address);
         self.events.push_back(Event::Verified { swarm, run, from });

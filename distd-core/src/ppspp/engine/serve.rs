@@ -283,6 +283,11 @@ impl Serve {
         self.read_bytes = 0;
     }
 
+    /// Whether the peer is told to ask for nothing.
+    pub(super) fn is_choked(&self, now: Instant) -> bool {
+        self.choked_until.is_some_and(|until| until > now)
+    }
+
     /// Ends a choke that has lasted long enough; otherwise says when it will.
     pub(super) fn choked_until(&mut self, now: Instant) -> Option<Instant> {
         if self.choked_until.is_some_and(|until| until <= now) {

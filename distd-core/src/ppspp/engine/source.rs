@@ -501,6 +501,11 @@ impl Source {
         *times += 1;
     }
 
+    /// Until when it is, or was, passed over.
+    pub(super) fn passed_over_until(&self) -> Option<Instant> {
+        self.passed_over.0
+    }
+
     /// Whether it is passed over.
     pub(super) fn is_idle(&self, now: Instant) -> bool {
         self.passed_over.0.is_some_and(|until| until > now)

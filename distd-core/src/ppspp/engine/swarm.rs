@@ -13,7 +13,7 @@ use crate::unit::MunroIndex;
 
 use super::announce::News;
 use super::channel::{ChannelIndex, Channels};
-use super::event::{FetchId, SwarmCounters, SwarmKey};
+use super::event::{DownReason, FetchId, SwarmCounters, SwarmKey};
 use super::fetch::Ledger;
 use super::interval::IntervalSet;
 use super::limits::TREES_MAX;
@@ -24,6 +24,8 @@ use super::turns::{Place, Turns};
 pub(super) struct Link {
     /// The channel that is open, or being opened, to it.
     pub(super) channel: Option<ChannelIndex>,
+    /// How the last one ended.
+    pub(super) down: Option<DownReason>,
     /// Failures in a row.
     pub(super) failures: u32,
     pub(super) armed: Option<Instant>,

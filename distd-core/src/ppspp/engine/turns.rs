@@ -46,7 +46,7 @@ pub(super) const INJECTOR: u8 = 0;
 /// Level of a relay that has not met the level above it yet.
 const RELAY_ALONE: u8 = 254;
 /// Level of a node.
-const NODE: u8 = 255;
+pub(super) const NODE: u8 = 255;
 
 /// Who a member is, and how far from the injector (message PLACE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,5 +2,6 @@
 
 mod hostile;
 mod net;
+mod reports;
 mod swarming;
 mod transfer;

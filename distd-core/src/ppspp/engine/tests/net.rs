@@ -371,7 +371,10 @@ impl Net {
         if self.nodes[at].outcome(fetch) == Some(false) {
             for node in &self.nodes {
                 println!("{:?}", node.engine.counters(node.swarm));
-                node.engine.peers(node.swarm).for_each(|peer| println!("{peer:?}"));
+                let peers = node.engine.peers(self.now, node.swarm, false);
+                for peer in peers {
+                    println!("{peer:?}");
+                }
             }
         }
         assert_eq!(self.nodes[at].outcome(fetch), Some(true), "the fetch failed");
