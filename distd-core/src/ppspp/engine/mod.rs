@@ -390,7 +390,9 @@ impl Engine {
                 told.push(*index);
             }
         }
-        told.into_iter().for_each(|index| self.mark_control(index));
+        for index in told {
+            self.mark_control(index);
+        }
         let reason = match reason {
             FetchError::Deadline if tried.is_empty() => FetchError::NoPeers,
             other => other,

@@ -68,7 +68,9 @@ impl Engine {
             self.mark_control(index);
             self.touch(index);
         }
-        hopeless.into_iter().for_each(|fetch| self.fail(fetch, FetchError::NoPeers));
+        for fetch in hopeless {
+            self.fail(fetch, FetchError::NoPeers);
+        }
     }
 
     /// Writes everything that is to be said on a channel.
