@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use distd_core::manifest::DEFAULT_PORT;
+use distd_core::node::Audience;
 use distd_core::unit::HumanBytes;
 
 use crate::control::{self, Answer, CallError, GetRequest, MountRequest, Request};
@@ -16,7 +17,7 @@ use crate::exit::{Complaint, Exit};
 use crate::launch;
 use crate::mount::{self, Site};
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounted_on};
-use crate::options::Options;
+use crate::options::{Options, parse_audience};
 use crate::peers;
 use crate::progress;
 use crate::relay::{self, RelayOptions};
@@ -159,6 +160,9 @@ enum Command {
         /// Do not look for peers on the local network, nor be found there.
         #[arg(long)]
         nolan: bool,
+        /// Whom to serve: 'all', or 'local': those of private networks and of this machine's own.
+        #[arg(long, value_name = "WHOM", default_value = "all", value_parser = parse_relay_serve)]
+        serve: Audience,
     },
     /// The cache: size, limit, eviction.
     #[command(subcommand)]
@@ -180,6 +184,9 @@ enum Command {
         /// Do not look for peers on the local network, nor be found there.
         #[arg(long)]
         nolan: bool,
+        /// Whom to serve: none, local or all.
+        #[arg(long, default_value = "local", value_parser = parse_serve)]
+        serve: Audience,
     },
 }
 
@@ -213,6 +220,16 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
     }
     let expected = || format!("'{text}': expected bytes, such as 500M or 20G, or 'none'");
     parse_size(text).map(|bytes| Limit(Some(bytes))).ok_or_else(expected)
+}
+
+fn parse_serve(word: &str) -> Result<Audience, String> {
+    parse_audience(word).ok_or_else(|| format!("'{word}': expected none, local or all"))
+}
+
+/// A relay is there to serve.
+fn parse_relay_serve(word: &str) -> Result<Audience, String> {
+    let audience = parse_audience(word).filter(|audience| *audience != Audience::None);
+    audience.ok_or_else(|| format!("'{word}': expected local or all"))
 }
 
 /// All addresses, on the default port.
@@ -301,7 +318,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             let request = Request::Unpin { path: (&*named(path)?).into() };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::unpinned);
         }
-        Command::Relay { sources, listen, quota, pin, nolan } => {
+        Command::Relay { sources, listen, quota, pin, nolan, serve } => {
             let (cache, quota_bytes) = (cache()?, quota.and_then(|limit| limit.0));
             make_parent(&cache)?;
             let daemon = DaemonOptions {
@@ -310,6 +327,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 listen: Some(*listen),
                 relay: true,
                 lan: !*nolan,
+                serve: *serve,
             };
             let targets = sources.iter().map(|source| Target::resolve(source));
             let targets = targets.collect::<Result<_, _>>()?;
@@ -324,7 +342,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 &mut std::io::stdout(),
             );
         }
-        Command::Node { quota, listen, nolan } => {
+        Command::Node { quota, listen, nolan, serve } => {
             let (quota_bytes, listen) = (*quota, *listen);
             launch::run_node(&DaemonOptions {
                 cache: cache()?,
@@ -332,6 +350,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 listen,
                 relay: false,
                 lan: !*nolan,
+                serve: *serve,
             })?;
         }
     }
@@ -371,6 +390,7 @@ pub(crate) fn mount_command(
         listen: options.listen,
         relay: false,
         lan: options.lan,
+        serve: options.serve,
     };
     make_parent(&cache)?;
     if foreground {
@@ -455,6 +475,7 @@ fn start_if_needed(cache: &Path, request: &Request) -> Answer {
         listen: None,
         relay: false,
         lan: true,
+        serve: Audience::default(),
     };
     launch::call_or_start(&options, request, MOUNT_SLACK)
 }
@@ -515,6 +536,7 @@ fn alone(cache: &Path, request: Request) -> Answer {
         listen: None,
         relay: false,
         lan: true,
+        serve: Audience::default(),
     };
     let daemon = Daemon::start(&options)?;
     let answer = Doorkeeper(std::sync::Arc::clone(&daemon)).respond(request);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use distd_core::manifest::profile_text;
-use distd_core::node::{Node, NodeError, NodeOptions, Swarm};
+use distd_core::node::{Audience, Node, NodeError, NodeOptions, Swarm};
 use distd_core::store::OpenError;
 use distd_core::unit::{BlockIndex, BlockRange};
 use serde_json::{Value, json};
@@ -50,6 +50,8 @@ pub struct DaemonOptions {
     pub relay: bool,
     /// Whether it looks for peers on the local network, and lets them find it.
     pub lan: bool,
+    /// Whom it serves.
+    pub serve: Audience,
 }
 
 #[derive(Default)]
@@ -112,6 +114,7 @@ impl Daemon {
         let mut node_options = NodeOptions::new(options.cache.clone());
         node_options.quota_bytes = options.quota_bytes;
         (node_options.relay, node_options.lan) = (options.relay, options.lan);
+        node_options.serve = options.serve;
         if let Some(listen) = options.listen {
             node_options.listen = listen;
         }
@@ -373,6 +376,7 @@ impl Daemon {
                 "pid": std::process::id(),
                 "version": env!("CARGO_PKG_VERSION"),
                 "listen": status.listen,
+                "serve": status.serve,
                 "uptime_s": status.uptime_s,
             },
             "cache": { "directory": self.cache, "usage": status.cache, "pins": pins },

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use distd_core::node::Audience;
 use serde::{Deserialize, Serialize};
 
 use crate::size::parse_size;
@@ -72,6 +73,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// The node looks for peers on the local network.
     pub lan: bool,
+    /// Whom the node serves.
+    pub serve: Audience,
     /// The directory may hold files.
     pub nonempty: bool,
 }
@@ -94,6 +97,7 @@ impl Default for Options {
             quota_bytes: None,
             listen: None,
             lan: true,
+            serve: Audience::default(),
             nonempty: false,
         }
     }
@@ -132,7 +136,7 @@ pub enum OptionError {
 
 const KNOWN: &str = "allow_other, allow_root, allow_stale, cache=DIR, default_permissions, \
 dev, exec, hold, lan, listen=ADDR:PORT, nodev, noexec, nolan, nonempty, nosuid, prefetch=none|meta|profile|full, \
-quota=BYTES, ro, suid, timeout=SECONDS";
+quota=BYTES, ro, serve=none|local|all, suid, timeout=SECONDS";
 
 /// Options of mount(8) and of fstab that say nothing to a read-only, immutable file system.
 const GENERIC: [&str; 38] = [
@@ -221,6 +225,10 @@ impl Options {
                     let address = value.parse().ok();
                     self.listen = Some(address.ok_or(wrong("ADDRESS:PORT or [IPV6]:PORT"))?);
                 }
+                "serve" => {
+                    let audience = parse_audience(value);
+                    self.serve = audience.ok_or(wrong("none, local or all"))?;
+                }
                 "prefetch" => {
                     self.mount.prefetch = match value {
                         "none" => Prefetch::None,
@@ -268,6 +276,11 @@ impl Options {
     }
 }
 
+/// Whom a node serves, by its word.
+pub fn parse_audience(word: &str) -> Option<Audience> {
+    Audience::ALL.into_iter().find(|audience| audience.as_str() == word)
+}
+
 /// Options that mount(8) leaves to others: `x-systemd.automount`, `X-mount.mkdir`.
 fn is_private(name: &str) -> bool {
     name.starts_with("x-") || name.starts_with("X-")
@@ -301,6 +314,11 @@ mod tests {
         assert_eq!(options.mount.access, Access::All);
         assert!(options.mount.suid && options.mount.dev && options.nonempty);
         assert!(!parse("suid,nosuid").expect("known").mount.suid, "the last one counts");
+        for audience in Audience::ALL {
+            let list = format!("serve={}", audience.as_str());
+            assert_eq!(parse(&list).expect("known").serve, audience, "{list}");
+        }
+        assert_eq!(Options::default().serve, Audience::Local);
         for (list, expected) in [
             ("background=none", Prefetch::None),
             ("prefetch=none", Prefetch::None),
@@ -324,6 +342,7 @@ mod tests {
             "cache=",
             "background=all",
             "prefetch=metadata",
+            "serve=everybody",
         ] {
             assert!(matches!(parse(list), Err(OptionError::Value { .. })), "{list}");
         }

@@ -177,8 +177,12 @@ fn state(peer: &Value) -> String {
         }
         _ => "open".to_owned(),
     };
-    let choked = if peer["choked"] == true { ", choked by us: it asks for too much" } else { "" };
-    state + choked
+    let up = match (&peer["served"], &peer["choked"]) {
+        (Value::Bool(false), _) => ", not served",
+        (_, Value::Bool(true)) => ", choked by us: it asks for too much",
+        _ => "",
+    };
+    state + up
 }
 
 #[cfg(test)]

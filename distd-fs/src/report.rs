@@ -110,10 +110,15 @@ pub(crate) fn status(status: &Value) -> String {
     let (node, cache) = (&status["node"], &status["cache"]);
     let _ = writeln!(
         lines,
-        "node {}, up {} s, on UDP {}",
+        "node {}, up {} s, on UDP {}, serves {}",
         node["pid"],
         node["uptime_s"],
-        text(&node["listen"])
+        text(&node["listen"]),
+        match text(&node["serve"]) {
+            "none" => "nobody",
+            "local" => "its local networks",
+            _ => "everybody",
+        }
     );
     let _ = writeln!(lines, "cache {}: {}", text(&cache["directory"]), usage(&cache["usage"]));
     let _ = writeln!(

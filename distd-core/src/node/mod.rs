@@ -31,6 +31,7 @@ mod status;
 mod swarm;
 mod unpack;
 
+pub use crate::ppspp::engine::Audience;
 pub use clock::unix_now_s;
 pub use follow::TrustedHead;
 pub use reading::{Purpose, ReadError};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use crate::keys::{NtpTime, OriginKey};
-use crate::ppspp::engine::{Event, Role, SwarmKey, SwarmOptions};
+use crate::ppspp::engine::{Audience, Event, Role, SwarmKey, SwarmOptions};
 use crate::store::{Commit, OriginLog};
 use crate::tree::{SignedMunro, VerifiedMunro};
 use crate::unit::{BlockRange, MunroIndex};
@@ -64,7 +64,7 @@ impl OriginServer {
         key: OriginKey,
         options: &ServeOptions,
     ) -> Result<Self, NodeError> {
-        let (runtime, driver, address) = open_driver(options.listen)?;
+        let (runtime, driver, address) = open_driver(options.listen, Audience::All)?;
         Ok(Self { runtime, driver, address, heartbeat: options.heartbeat, log, key })
     }
 

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use crate::keys::OriginId;
 use crate::manifest::PeerAddress;
-use crate::ppspp::engine::{Engine, EngineConfig, Role};
+use crate::ppspp::engine::{Audience, Engine, EngineConfig, Role};
 use crate::store::{Cache, CacheOptions, OpenError};
 
 use super::driver::Driver;
@@ -66,14 +66,16 @@ pub struct NodeOptions {
     pub relay: bool,
     /// Whether it looks for peers on the local network, and lets them find it.
     pub lan: bool,
+    /// Whom it serves.
+    pub serve: Audience,
 }
 
 impl NodeOptions {
-    /// A node on any free port, with the default budgets.
+    /// A node on any free port, with the default budgets; it serves those that are near.
     pub fn new(cache: PathBuf) -> Self {
         let listen = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
-        let (relay, lan) = (false, false);
-        Self { cache, quota_bytes: None, reserve_bytes: RESERVE_BYTES, listen, relay, lan }
+        let (relay, lan, serve) = (false, false, Audience::Local);
+        Self { cache, quota_bytes: None, reserve_bytes: RESERVE_BYTES, listen, relay, lan, serve }
     }
 }
 
@@ -123,6 +125,7 @@ struct Inner {
     /// Told when a swarm is joined.
     joining: Arc<Notify>,
     started: Instant,
+    serve: Audience,
 }
 
 /// A swarm that the node takes part in, and the tasks that keep it connected to its addresses.
@@ -154,7 +157,7 @@ impl Node {
 
         let answer = move || answering.into_iter().for_each(|(done, result)| done(result));
         let answerer = spawn("distd-answer", answer).map_err(start("answering thread"))?;
-        let listen = options.listen;
+        let (listen, serve) = (options.listen, options.serve);
         let role = if options.relay { Role::Relay } else { Role::Node };
         let (jobs, unpacking) = mpsc::channel(unpack::JOBS_MAX);
         let weak = commands.downgrade();
@@ -163,7 +166,7 @@ impl Node {
         let (hasher, hashing) = Hasher::start().map_err(start("hashing thread"))?;
         let (keeper, keeping) = Keeper::start().map_err(start("writing thread"))?;
         let helpers = Helpers { answers, hasher, keeper };
-        let network = move || match open_loop(listen, role, receiver, helpers, jobs) {
+        let network = move || match open_loop(listen, serve, role, receiver, helpers, jobs) {
             Ok((runtime, event_loop, address)) => {
                 // The starter waits for this; if it is gone, so will the commands be.
                 let _ = ready.send(Ok((runtime.handle().clone(), address)));
@@ -189,6 +192,7 @@ impl Node {
             origins: Mutex::default(),
             joining: Arc::default(),
             started: Instant::now(),
+            serve,
         };
         let node = Self(Arc::new(inner));
         node.0.runtime.spawn(watch_networks(node.0.commands.downgrade()));
@@ -313,6 +317,7 @@ impl Node {
             .collect();
         Ok(NodeStatus {
             listen: self.0.listen.to_string(),
+            serve: self.0.serve.as_str().to_owned(),
             uptime_s: self.0.started.elapsed().as_secs(),
             cache: self.0.cache.usage(),
             swarms,
@@ -365,18 +370,20 @@ pub(super) fn spawn(
 /// Makes the runtime and the loop on the thread that will run them.
 fn open_loop(
     listen: SocketAddr,
+    serve: Audience,
     role: Role,
     commands: mpsc::Receiver<Command>,
     helpers: Helpers,
     jobs: mpsc::Sender<unpack::Job>,
 ) -> Result<(tokio::runtime::Runtime, EventLoop, SocketAddr), NodeError> {
-    let (runtime, driver, address) = open_driver(listen)?;
+    let (runtime, driver, address) = open_driver(listen, serve)?;
     Ok((runtime, EventLoop::new(driver, role, commands, helpers, jobs), address))
 }
 
 /// A runtime for one thread, and an engine on a socket in it.
 pub(super) fn open_driver(
     listen: SocketAddr,
+    audience: Audience,
 ) -> Result<(tokio::runtime::Runtime, Driver, SocketAddr), NodeError> {
     let start = |what| move |source| NodeError::Start { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -389,7 +396,7 @@ pub(super) fn open_driver(
     let guard = runtime.enter();
     let bind = |source| NodeError::Bind { address: listen, source };
     let socket = Socket::bind(listen).map_err(bind)?;
-    let config = EngineConfig { networks: networks(), ..EngineConfig::new(rng_seed) };
+    let config = EngineConfig { networks: networks(), audience, ..EngineConfig::new(rng_seed) };
     let driver = Driver::new(Engine::new(config, Instant::now()), socket);
     let address = driver.local_address().map_err(bind)?;
     drop(guard);
@@ -445,7 +452,8 @@ async fn find_neighbours(node: Weak<Inner>) {
             }
         }
         if now >= neighbours.say_at() {
-            let said = neighbours.say(now, &origins);
+            // Who serves nobody is not to be found; it listens all the same.
+            let said = neighbours.say(now, &origins).filter(|_| node.serve != Audience::None);
             drop(node);
             socket.send(said.as_deref()).await;
         }

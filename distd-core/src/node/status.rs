@@ -17,6 +17,9 @@ use super::swarm::Swarm;
 pub struct NodeStatus {
     /// UDP address that peers reach.
     pub listen: String,
+    /// Whom it serves: `none`, `local` or `all`.
+    #[serde(default)]
+    pub serve: String,
     /// Seconds since the node started.
     pub uptime_s: u64,
     /// The cache.
@@ -137,6 +140,9 @@ pub struct PeerStatus {
     /// Whether it is told to ask for nothing, because it asks for too much.
     #[serde(default)]
     pub choked: bool,
+    /// Whether it is told what is held here, and gets it.
+    #[serde(default)]
+    pub served: bool,
     /// Whether this node opened the channel.
     pub outbound: bool,
     /// Seconds since its channel was made.
@@ -263,6 +269,7 @@ fn peer_status(peer: PeerReport) -> (PeerStatus, Vec<BlockRange>) {
         reason: peer.down.map(|reason| reason.to_string()),
         again_s: peer.again_in.map(|wait| wait.as_secs()),
         choked: peer.choked,
+        served: peer.served,
         outbound: peer.outbound,
         age_s: peer.age.as_secs(),
         rtt_us: peer.rtt.map(|rtt: Duration| rtt.as_micros() as u64),

@@ -45,6 +45,8 @@ pub(super) struct Channel {
     pub(super) outbound: bool,
     /// Its address is of a private network or of our own.
     pub(super) near: bool,
+    /// Whether it is told what is held here, and gets it.
+    pub(super) served: bool,
     /// Messages that the peer understands.
     pub(super) messages: MessageSet,
     /// Where it says that it stands, and how often it has said something else.
@@ -107,7 +109,7 @@ impl Channel {
         swarm: SwarmKey,
         address: SocketAddr,
         local: ChannelId,
-        (outbound, near): (bool, bool),
+        outbound: bool,
     ) -> Self {
         Self {
             swarm,
@@ -116,7 +118,8 @@ impl Channel {
             remote: ChannelId(0),
             state: State::Opening,
             outbound,
-            near,
+            near: false,
+            served: false,
             messages: MessageSet::default(),
             place: None,
             places: 0,

@@ -22,7 +22,7 @@ use super::event::{DownReason, Event, SwarmKey};
 use super::half_open::HalfOpen;
 use super::limits::{
     BAN, BAN_ALONE, BANS_MAX, CHANNELS_INBOUND_MAX, GREETING, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX,
-    LINKS_MAX, OWN_ADDRESSES_MAX,
+    LINKS_MAX, OWN_ADDRESSES_MAX, REFUSED_RETRY,
 };
 use super::swarm::Link;
 use super::timers::Timer;
@@ -66,8 +66,7 @@ impl Engine {
             return self.dial_at(key, address, until);
         }
         let local = self.new_channel_id();
-        let near = self.config.networks.hold(address.ip());
-        let mut channel = Channel::new(now, key, address, local, (true, near));
+        let mut channel = self.new_channel(now, key, address, local, true);
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         let Some(link) = swarm.links.get_mut(&address) else { return };
         channel.traffic.greetings = (0, now);
@@ -108,7 +107,7 @@ impl Engine {
     /// A datagram for channel 0: datagram 1, answered or met with silence.
     pub(super) fn on_datagram_1(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
         if self.answer(now, from, datagram).is_none() {
-            // RFC 7574 3.1.1(2): no reply at all if any check fails.
+            // RFC 7574 3.1.1(2): no reply at all if any check of the swarm's metadata fails.
             self.counters.refused_handshakes += 1;
         }
     }
@@ -124,6 +123,16 @@ impl Engine {
         let id = options.swarm_id?.try_into().ok().map(crate::keys::SwarmId)?;
         let key = *self.by_swarm_id.get(&id)?;
         let messages = handshake::check(&options, &id, true)?;
+        if !self.config.serves(from) {
+            // Whoever has the swarm's id is told at once that there is nothing here for it.
+            let payload = handshake::closing(remote);
+            assert!(
+                payload.len() <= datagram.len(),
+                "an unproven address gets no more than it sent"
+            );
+            self.queues.transmits.push_back(Transmit { to: from, payload, segment_bytes: None });
+            return None;
+        }
         let open = self.channels.inbound(key, from);
         if open.is_some_and(|channel| channel.remote == remote) {
             // Datagram 1 came late and twice: the channel exists.
@@ -160,8 +169,7 @@ impl Engine {
         from: SocketAddr,
     ) -> Option<ChannelIndex> {
         let entry = self.half_open.take(now, local, from)?;
-        let near = self.config.networks.hold(from.ip());
-        let mut channel = Channel::new(now, entry.swarm, from, local, (false, near));
+        let mut channel = self.new_channel(now, entry.swarm, from, local, false);
         channel.on_round_trip(now, now.saturating_duration_since(entry.since));
         let index = self.channels.insert(channel);
         self.by_channel_id.insert(local, index);
@@ -268,7 +276,11 @@ impl Engine {
                 (link.channel, link.down) = (None, Some(reason));
                 link.failures = link.failures.saturating_add(1);
                 let wait = HANDSHAKE_RETRY * (1 << link.failures.saturating_sub(1).min(8));
-                lost.push((*linked, now + wait.min(HANDSHAKE_RETRY_MAX)));
+                let wait = match reason {
+                    DownReason::Refused => REFUSED_RETRY,
+                    _ => wait.min(HANDSHAKE_RETRY_MAX),
+                };
+                lost.push((*linked, now + wait));
             }
         }
         for (linked, at) in lost {
@@ -352,6 +364,21 @@ impl Engine {
         let length = if alone { (BAN_ALONE * (1 << ban.lies.min(16))).min(BAN) } else { BAN };
         ban.lies = ban.lies.saturating_add(1);
         (ban.swarm, ban.until) = (swarm, now + length);
+    }
+
+    fn new_channel(
+        &self,
+        now: Instant,
+        swarm: SwarmKey,
+        address: SocketAddr,
+        local: ChannelId,
+        outbound: bool,
+    ) -> Channel {
+        let serve = self.swarms.get(&swarm).is_some_and(|swarm| swarm.serve);
+        let mut channel = Channel::new(now, swarm, address, local, outbound);
+        channel.near = self.config.networks.hold(address.ip());
+        channel.served = serve && self.config.serves(address);
+        channel
     }
 
     /// RFC 7574 3.11: random (RFC 4960 5.1.3: not zero, from a CSPRNG), and not in use here.

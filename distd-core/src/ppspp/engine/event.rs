@@ -63,6 +63,41 @@ pub enum Role {
     Node,
 }
 
+/// Whom a member serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Audience {
+    /// Nobody: it takes and gives nothing.
+    None,
+    /// Those that are near ([`Networks`]).
+    #[default]
+    Local,
+    /// Everybody.
+    All,
+}
+
+impl Audience {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::None, Self::Local, Self::All];
+
+    /// Its word on command lines.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Local => "local",
+            Self::All => "all",
+        }
+    }
+
+    /// Whether it is for a peer that is near, or far.
+    const fn takes(self, near: bool) -> bool {
+        match self {
+            Self::None => false,
+            Self::Local => near,
+            Self::All => true,
+        }
+    }
+}
+
 /// How an engine is set up.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -74,14 +109,27 @@ pub struct EngineConfig {
     pub read_bytes_max: u64,
     /// The networks that this machine is in.
     pub networks: Networks,
+    /// Whom it serves, in every swarm.
+    pub audience: Audience,
 }
 
 impl EngineConfig {
-    /// The default budgets, in no network.
+    /// Whether peers at an address are served. This is the only place that says so.
+    pub(super) fn serves(&self, address: SocketAddr) -> bool {
+        self.audience.takes(self.networks.hold(address.ip()))
+    }
+
+    /// The default budgets, in no network; it serves everybody.
     pub const fn new(rng_seed: [u8; 32]) -> Self {
         let (receive_bytes_max, read_bytes_max) =
             (super::limits::RECEIVE_BYTES_MAX, super::limits::READ_BYTES_MAX);
-        Self { rng_seed, receive_bytes_max, read_bytes_max, networks: Networks::none() }
+        Self {
+            rng_seed,
+            receive_bytes_max,
+            read_bytes_max,
+            networks: Networks::none(),
+            audience: Audience::All,
+        }
     }
 }
 
@@ -208,6 +256,9 @@ pub enum DownReason {
     /// The address is our own.
     #[error("it is this node itself")]
     Ourselves,
+    /// It answered the handshake with a goodbye.
+    #[error("it does not serve this machine")]
+    Refused,
 }
 
 /// What happened.

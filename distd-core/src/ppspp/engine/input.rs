@@ -194,6 +194,11 @@ impl Engine {
             (State::Opening, Some(Message::Handshake(handshake))) if !handshake.is_closing() => {
                 self.on_datagram_2(now, index, &handshake)
             }
+            // It serves nobody here: a goodbye to a channel id that only it was told.
+            (State::Opening, Some(Message::Handshake(_))) => {
+                self.close(now, index, DownReason::Refused);
+                false
+            }
             (State::Opening, _) => false,
             (State::Unconfirmed, Some(Message::Handshake(handshake)))
                 if !handshake.is_closing() =>

@@ -23,6 +23,8 @@ pub const SWARMS_MAX: usize = 1024;
 pub const HANDSHAKE_RETRY: Duration = Duration::from_millis(250);
 /// Longest wait before datagram 1 is sent again, and before a lost peer is dialled again.
 pub const HANDSHAKE_RETRY_MAX: Duration = Duration::from_secs(10);
+/// How long a peer that serves nobody here is left alone.
+pub const REFUSED_RETRY: Duration = Duration::from_secs(60);
 /// A channel on which nothing was sent for this long gets a keep-alive (RFC 7574 §3.12).
 pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A channel on which nothing arrived for this long, and [`DEAD_SENT_MIN`] were sent, is dead.

@@ -69,8 +69,9 @@ use crate::unit::BlockRange;
 
 use channel::{ChannelIndex, Channels};
 pub use event::{
-    Class, DiskId, DiskRequest, DownReason, EngineConfig, EngineCounters, Event, FetchError,
-    FetchId, HashId, HashRequest, Role, SwarmCounters, SwarmKey, SwarmOptions, Transmit,
+    Audience, Class, DiskId, DiskRequest, DownReason, EngineConfig, EngineCounters, Event,
+    FetchError, FetchId, HashId, HashRequest, Role, SwarmCounters, SwarmKey, SwarmOptions,
+    Transmit,
 };
 use half_open::HalfOpenTable;
 use interval::IntervalSet;
@@ -265,25 +266,21 @@ impl Engine {
         }
         swarm.held.insert(start, end);
         swarm.news.push(start, end);
-        if swarm.serve {
-            let members = swarm.members.iter();
-            let members: Vec<(ChannelIndex, bool)> = members
-                .filter_map(|index| {
-                    Some((*index, swarm.turns.rank(self.channels.get(*index)?) > 0))
-                })
-                .collect();
-            for (index, above) in members {
-                let Some(channel) = self.channels.get_mut(index) else { continue };
-                if channel.source.awaited.first_within(start, end).is_some() {
-                    channel.source.awaited.remove(start, end);
-                    channel.told.news_at = Some(now);
-                    self.mark_control(index);
-                } else if channel.told.news_at.is_none() {
-                    let delay =
-                        if above { limits::ANNOUNCE_DELAY_ABOVE } else { limits::ANNOUNCE_DELAY };
-                    channel.told.news_at = Some(now + delay);
-                    self.touch(index);
-                }
+        let served = swarm.members.iter().filter_map(|index| {
+            let channel = self.channels.get(*index).filter(|channel| channel.served)?;
+            Some((*index, swarm.turns.rank(channel) > 0))
+        });
+        for (index, above) in served.collect::<Vec<_>>() {
+            let Some(channel) = self.channels.get_mut(index) else { continue };
+            if channel.source.awaited.first_within(start, end).is_some() {
+                channel.source.awaited.remove(start, end);
+                channel.told.news_at = Some(now);
+                self.mark_control(index);
+            } else if channel.told.news_at.is_none() {
+                let delay =
+                    if above { limits::ANNOUNCE_DELAY_ABOVE } else { limits::ANNOUNCE_DELAY };
+                channel.told.news_at = Some(now + delay);
+                self.touch(index);
             }
         }
     }
@@ -352,10 +349,12 @@ impl Engine {
 
     /// The machine is in these networks from now on.
     pub fn set_networks(&mut self, networks: Networks) {
-        for channel in self.channels.iter_mut() {
-            channel.near = networks.hold(channel.address.ip());
-        }
         self.config.networks = networks;
+        for channel in self.channels.iter_mut() {
+            let serve = self.swarms.get(&channel.swarm).is_some_and(|swarm| swarm.serve);
+            channel.near = self.config.networks.hold(channel.address.ip());
+            channel.served = serve && self.config.serves(channel.address);
+        }
     }
 
     /// What a swarm has moved.

@@ -363,9 +363,11 @@ impl Receive<'_> {
     }
 
     fn on_request(&mut self, chunks: ChunkRange, class: Class) {
-        if self.swarm.serve {
+        if self.channel.served {
             let round_trip = self.channel.rtt.minimum();
             self.channel.serve.on_request(self.now, chunks, class, round_trip);
+        } else {
+            self.refuse(chunks);
         }
     }
 
@@ -373,8 +375,8 @@ impl Receive<'_> {
     /// once. Upwards only: nobody fetches for those above it, and for an equal we fetch from above
     /// ourselves.
     fn on_wish(&mut self, chunks: ChunkRange, class: Class, deadline: Instant, hops: u8) {
-        if !self.swarm.serve {
-            return;
+        if !self.channel.served {
+            return self.refuse(chunks);
         }
         let (start, end) = (chunks.start.0 >> BLOCK_LAYER, chunks.end.0.div_ceil(1 << BLOCK_LAYER));
         // Nothing is wanted behind the end of the signed log, and no more looked at than may be taken.
@@ -419,6 +421,12 @@ impl Receive<'_> {
         }
         self.channel.serve.miss(until.max(start), end);
         self.swarm.dirty = true;
+    }
+
+    /// There is nothing here for this peer.
+    fn refuse(&mut self, chunks: ChunkRange) {
+        let (start, end) = (chunks.start.0 >> BLOCK_LAYER, chunks.end.0.div_ceil(1 << BLOCK_LAYER));
+        self.channel.serve.miss(start, end);
     }
 
     /// Without blame: a cache evicts.

@@ -128,6 +128,8 @@ pub struct PeerReport {
     pub again_in: Option<Duration>,
     /// Whether we have told it to ask for nothing for now (CHOKE): it asks for too much.
     pub choked: bool,
+    /// Whether it is told what is held here, and gets it.
+    pub served: bool,
     /// How long there has been a channel.
     pub age: Duration,
 }
@@ -185,6 +187,7 @@ impl Engine {
             down: None,
             again_in: None,
             choked: false,
+            served: self.config.serves(address),
             age: Duration::ZERO,
         }
     }
@@ -239,6 +242,7 @@ fn with_channel(now: Instant, swarm: &Swarm, channel: &Channel, ranges: bool) ->
         down: None,
         again_in: until.map(|until| until.saturating_duration_since(now)),
         choked: channel.serve.is_choked(now),
+        served: channel.served,
         age: now.saturating_duration_since(traffic.since),
     }
 }

@@ -93,7 +93,7 @@ impl Engine {
         let due = channel.told.level != Some(level)
             || channel.state == State::Unconfirmed
             || channel.flags.keep_alive;
-        if swarm.serve && due && channel.understands(MessageType::Place) {
+        if channel.served && due && channel.understands(MessageType::Place) {
             writer.push(&Message::Place { id: swarm.turns.place.id, level });
             channel.told.level = Some(level);
         }
@@ -102,7 +102,7 @@ impl Engine {
             Some(false) => writer.push(&Message::Unchoke),
             None => {}
         }
-        if swarm.serve {
+        if channel.served {
             let (held, news) = (&swarm.held, &swarm.news);
             let has = &channel.source.availability;
             channel.told.repeat(now, held, news, has);

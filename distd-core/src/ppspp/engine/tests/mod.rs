@@ -1,5 +1,6 @@
 //! The engine's promises, kept through its public surface in virtual time.
 
+mod audience;
 mod hostile;
 mod net;
 mod reports;
