@@ -198,6 +198,7 @@ mod tests {
         assert!(!OriginId(id).verify(b"anything", &signature));
     }
 
+    // Shows C44 (RFC 7574 6.1).
     #[test]
     fn an_origin_id_is_64_hex_digits() {
         let id = key().id();

@@ -62,6 +62,7 @@ def publish_survives_kill_9_at_random_instants(world):
     compare.same(source, world.mount())
 
 
+# Shows C49 (RFC 7574 6.1.2.3).
 @promise(seconds=420)
 def publish_survives_kill_9_at_each_writing_call(world):
     each_call(world, "signal=KILL", range(1, 4))

@@ -23,6 +23,7 @@ def the_origin(world):
     return swarm, origin
 
 
+# Shows C73 (RFC 7574 11).
 @promise()
 def peers_tell_who_is_where_what_they_have_and_why_nothing_comes(world):
     source = tree.small(world.dir / "source")

@@ -389,6 +389,7 @@ fn windows_grow_as_they_did() {
     assert_eq!(found[1], [69, 77, 75, 80, 75, 78, 77, 74, 78, 74]);
 }
 
+// Shows C65 (RFC 7574 8).
 #[test]
 fn background_data_gives_way_to_waited_data_and_comes_back() {
     let path = path(10.0, 20.0, 100.0);

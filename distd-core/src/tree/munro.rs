@@ -484,6 +484,7 @@ mod tests {
         MunroTree::slot(bin).map(|slot| fixture().nodes[slot])
     }
 
+    // Shows C46 (RFC 7574 6.1.2.1).
     #[test]
     fn hash_content_equals_blake3_of_the_whole_subtree() {
         let fixture = fixture();

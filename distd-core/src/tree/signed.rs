@@ -89,6 +89,7 @@ impl VerifiedMunro {
 mod tests {
     use super::*;
 
+    // Shows C48 (RFC 7574 6.1.2.2).
     #[test]
     fn a_signature_holds_for_one_position_time_hash_and_origin() {
         let key = OriginKey::from_seed(&[1; 32]);

@@ -199,6 +199,7 @@ mod tests {
         assert!(table.len() <= usize::from(HALF_OPEN_PER_PREFIX_MAX));
     }
 
+    // Shows C10 (RFC 7574 3.1.1).
     #[test]
     fn only_the_address_that_was_answered_opens_a_channel_and_only_in_time() {
         let (now, mut rng) = (Instant::now(), StdRng::seed_from_u64(1));

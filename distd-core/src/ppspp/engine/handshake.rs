@@ -14,7 +14,9 @@ use super::turns::Place;
 /// The only version of the protocol (RFC 7574 §7.2).
 const VERSION: u8 = 1;
 
-/// All that members of a log's swarm must agree on; never negotiated.
+/// All that members of a log's swarm must agree on; never negotiated. RFC 7574 7.5, 7.6, 7.7, 7.8, 7.9,
+/// 7.10, 7.11: each MUST be named where the method is 3. RFC 7574 6.2: the window of who does not
+/// discard, all ones.
 fn options() -> Options<'static> {
     Options {
         version: Some(VERSION),
@@ -105,6 +107,7 @@ mod tests {
     use super::*;
     use crate::ppspp::codec::decode;
 
+    // Shows C06 (RFC 7574 3.1.1).
     #[test]
     fn an_answer_is_never_longer_than_the_question() {
         let id = SwarmId([15; 33]);
@@ -120,6 +123,8 @@ mod tests {
         assert!(datagram_2(ChannelId(8), ChannelId(7), None, None, 20).is_none());
     }
 
+    // Shows C32 (RFC 7574 4), C33 (RFC 7574 5), C44 (RFC 7574 6.1), C56 (RFC 7574 6.2), C58 (RFC
+    // 7574 7.2), C59 (RFC 7574 7.4).
     #[test]
     fn every_option_must_be_the_swarms() {
         let id = SwarmId([15; 33]);

@@ -62,6 +62,7 @@ impl Known {
         let layer = piece.layer();
         let leaf_layer = if layer >= GRANULE_LAYER { GRANULE_LAYER } else { BLOCK_LAYER };
         let leaves = 1 << (layer - leaf_layer);
+        // RFC 7574 5.2, 5.3: the sender MUST include what it believes the receiver needs for the check.
         let mut proof = Proof { munro: !nodes.has(1), uncles: Vec::new() };
         nodes.set(1);
         let first = piece.chunks().start.0 >> leaf_layer;

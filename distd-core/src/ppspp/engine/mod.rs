@@ -293,7 +293,8 @@ impl Engine {
     }
 
     /// A newer munro of our own log, or the same one signed later (a heartbeat), and the blocks
-    /// that came with it: pushed to every peer at once. One that is not newer is not pushed.
+    /// that came with it: pushed to every peer at once. One that is not newer is not pushed. RFC 7574
+    /// 6.1.2.3: MUST NOT announce what is not signed: what is held comes with its signature.
     pub fn publish(
         &mut self,
         now: Instant,

@@ -319,6 +319,7 @@ impl Serve {
     }
 
     /// The next bin to read, within `budget` bytes for each class; what is not `held` becomes a MISS.
+    /// RFC 7574 3.7: requests SHOULD be served in the order in which they came.
     pub(super) fn next_read(
         &mut self,
         held: &IntervalSet,

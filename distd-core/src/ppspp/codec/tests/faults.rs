@@ -44,6 +44,7 @@ fn a_keep_alive_is_a_channel_and_nothing_else() {
     }
 }
 
+// Shows C01 (RFC 7574 3).
 #[test]
 fn types_that_are_not_known_end_a_datagram() {
     for code in 18..=255 {
@@ -54,6 +55,7 @@ fn types_that_are_not_known_end_a_datagram() {
     }
 }
 
+// Shows C04 (RFC 7574 3.1).
 #[test]
 fn a_handshake_comes_first_and_channel_0_takes_nothing_else() {
     let good = handshake(&[0, 1, 255]);
@@ -64,6 +66,7 @@ fn a_handshake_comes_first_and_channel_0_takes_nothing_else() {
     assert_eq!(fault(&[0, 0, 0, 7, 10]), None);
 }
 
+// Shows C11 (RFC 7574 8.4).
 #[test]
 fn a_closing_handshake_has_at_most_a_version() {
     let closing = |options: &[u8]| [&[0, 0, 0, 7, 0, 0, 0, 0, 0], options].concat();
@@ -74,6 +77,7 @@ fn a_closing_handshake_has_at_most_a_version() {
     assert_eq!(fault(&handshake(&[6, 4, 255])), Some(Fault::VersionMissing));
 }
 
+// Shows C57 (RFC 7574 7), C62 (RFC 7574 7.9).
 #[test]
 fn options_stand_in_order_and_once() {
     let listed = listed();
@@ -133,6 +137,7 @@ fn lengths_beyond_the_datagram_are_refused() {
     }
 }
 
+// Shows C21 (RFC 7574 8.6).
 #[test]
 fn data_keeps_to_the_tail() {
     let live = WireProfile::LIVE;
@@ -156,6 +161,7 @@ fn data_keeps_to_the_tail() {
     assert!(matches!(messages.as_slice(), [Message::Data { payload, .. }] if payload.len() > 2048));
 }
 
+// Shows C20 (RFC 7574 8.6).
 #[test]
 fn data_is_one_chunk_with_bytes() {
     let mut bytes = vec![0, 0, 0, 7, 1];
@@ -173,6 +179,7 @@ fn data_is_one_chunk_with_bytes() {
     }
 }
 
+// Shows C23 (RFC 7574 5.4).
 #[test]
 fn hashes_belong_to_nodes() {
     let mut bytes = vec![0, 0, 0, 7, 4];

@@ -46,6 +46,7 @@ fn the_have_of_the_rfc_is_five_bytes() {
 }
 
 /// RFC 7574 7.10: 11011001 11110000 is every message except ACKs and PEXs.
+// Shows C63 (RFC 7574 7.10).
 #[test]
 fn bitmaps_are_those_of_the_rfc() {
     use MessageType::{Ack, PexReq, PexResCert, PexResV4, PexResV6};
@@ -65,6 +66,7 @@ fn bitmaps_are_those_of_the_rfc() {
     assert!(!MessageSet::STANDARD.contains(MessageType::Want));
 }
 
+// Shows C05 (RFC 7574 3.1.1).
 #[test]
 fn a_handshake_of_a_log_is_77_bytes() {
     let mut id = [7; 33];
@@ -118,6 +120,7 @@ fn the_extensions_are_as_documented() {
 }
 
 /// Total size of each message in the five addressings, with hashes of 32 bytes, signatures of 64.
+// Shows C69 (RFC 7574 8.6).
 #[test]
 fn messages_have_the_sizes_of_the_rfc() {
     let (range, hash, signature) = (chunks(0, 1), &[0; 32][..], &[0; 64][..]);

@@ -149,6 +149,7 @@ fn a_range_without_a_form_is_not_written() {
     assert!(spec(range(0, 1 << 31), Addressing::Bin32).is_ok());
 }
 
+// Shows C64 (RFC 7574 7.11).
 #[test]
 fn byte_ranges_of_variable_chunks_mean_nothing() {
     let profile = WireProfile {

@@ -147,6 +147,7 @@ pub(super) fn message<'a>(
 }
 
 proptest! {
+    // Shows C32 (RFC 7574 4).
     #[test]
     fn every_message_survives_every_addressing(seed: u64) {
         let mut random = SmallRng::seed_from_u64(seed);
@@ -161,6 +162,7 @@ proptest! {
         }
     }
 
+    // Shows C03 (RFC 7574 3).
     #[test]
     fn a_datagram_of_many_messages_comes_back_in_order(seed: u64, count in 0usize..12) {
         let mut random = SmallRng::seed_from_u64(seed);

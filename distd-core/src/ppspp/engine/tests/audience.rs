@@ -35,6 +35,7 @@ fn members(seed: u64, audience: Audience, address: [u8; 4]) -> (Net, [usize; 3])
     (net, [origin, member, node])
 }
 
+// Shows C07 (RFC 7574 3.1.1).
 #[test]
 fn only_its_audience_is_let_in_and_others_are_told_so() {
     for (seed, (audience, address, served)) in [
@@ -74,6 +75,7 @@ fn only_its_audience_is_let_in_and_others_are_told_so() {
     }
 }
 
+// Shows C16 (RFC 7574 3.2).
 #[test]
 fn who_is_not_served_is_told_nothing_and_can_be_fetched_from() {
     for (seed, (audience, address)) in

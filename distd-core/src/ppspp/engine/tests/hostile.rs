@@ -18,11 +18,11 @@ use crate::ppspp::engine::{Class, DownReason, Event, Role, handshake};
 use crate::tree::{NodeHash, VerifiedMunro};
 use crate::unit::{BlockIndex, BlockRange, ChunkRange, MunroIndex};
 
-fn blocks(start: u64, count: u64) -> BlockRange {
+pub(super) fn blocks(start: u64, count: u64) -> BlockRange {
     BlockRange::new(BlockIndex(start), count)
 }
 
-fn downs(net: &Net, at: usize) -> Vec<(SocketAddr, DownReason)> {
+pub(super) fn downs(net: &Net, at: usize) -> Vec<(SocketAddr, DownReason)> {
     let events = net.nodes[at].events.iter();
     events
         .filter_map(|event| match event {
@@ -33,14 +33,14 @@ fn downs(net: &Net, at: usize) -> Vec<(SocketAddr, DownReason)> {
 }
 
 /// A peer written by hand: an address, a channel, and whatever it says.
-struct Stranger {
-    address: SocketAddr,
-    remote: ChannelId,
+pub(super) struct Stranger {
+    pub(super) address: SocketAddr,
+    pub(super) remote: ChannelId,
 }
 
 impl Stranger {
     /// Opens a channel to `at` as RFC 7574 says.
-    fn open(net: &mut Net, at: usize, last_octet: u8) -> Self {
+    pub(super) fn open(net: &mut Net, at: usize, last_octet: u8) -> Self {
         let address = SocketAddr::from((Ipv4Addr::new(192, 0, 2, last_octet), 9));
         let (to, id) = (net.nodes[at].address, net.nodes[at].log.key.id().swarm_id());
         net.nodes[at].keep_sent = true;
@@ -58,7 +58,7 @@ impl Stranger {
         stranger
     }
 
-    fn say(&self, net: &mut Net, at: usize, messages: &[Message<'_>]) {
+    pub(super) fn say(&self, net: &mut Net, at: usize, messages: &[Message<'_>]) {
         let mut datagram = Vec::new();
         let mut encoder = Encoder::new(&mut datagram, self.remote, &WireProfile::LIVE, 1472);
         for message in messages {
@@ -261,6 +261,7 @@ fn spoofed_handshakes_get_no_more_than_they_send_and_leave_nothing() {
     assert!(net.run_until_fetched(node, fetch) < Duration::from_millis(300));
 }
 
+// Shows C07 (RFC 7574 3.1.1).
 #[test]
 fn options_that_are_not_the_swarms_are_met_with_silence() {
     let log = Log::new(1);
@@ -344,6 +345,7 @@ fn data_that_nobody_asked_for_closes_the_channel() {
     assert_eq!(net.nodes[node].engine.engine_counters().channels, 0);
 }
 
+// Shows C47 (RFC 7574 6.1.2.1), C53 (RFC 7574 6.1.2.4).
 #[test]
 fn a_forged_munro_closes_the_channel_and_what_is_no_news_is_not_checked() {
     let log = Log::new(1);
@@ -404,6 +406,7 @@ fn a_fork_is_kept_as_evidence() {
     assert_eq!(evidence, Some((log.newest().signed(), forked)));
 }
 
+// Shows C28 (RFC 7574 3.9).
 #[test]
 fn a_glutton_is_choked_and_its_queue_dropped() {
     let log = Log::new(1);
@@ -468,6 +471,7 @@ fn nothing_is_left_of_peers_that_come_and_go() {
     assert!(net.nodes[node].engine.by_channel_id.is_empty());
 }
 
+// Shows C27 (RFC 7574 3.9).
 #[test]
 fn a_choke_sends_runs_elsewhere_and_an_unchoke_brings_them_back() {
     let log = Log::new(1);

@@ -1,6 +1,7 @@
 //! The engine's promises, kept through its public surface in virtual time.
 
 mod audience;
+mod conformance;
 mod hostile;
 mod net;
 mod reports;

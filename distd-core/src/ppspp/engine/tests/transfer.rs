@@ -50,6 +50,7 @@ fn transfer(seed: u64, munros: u64, weather: Weather, class: Class) -> Net {
     net
 }
 
+// Shows C39 (RFC 7574 5.3).
 #[test]
 fn a_whole_log_arrives_over_a_perfect_link_without_a_byte_too_many() {
     let net = transfer(1, 8, FINE, Class::Background);
@@ -62,6 +63,7 @@ fn a_whole_log_arrives_over_a_perfect_link_without_a_byte_too_many() {
     assert!(overhead < 1.04, "{overhead}");
 }
 
+// Shows C38 C40 (RFC 7574 5.3).
 #[test]
 fn a_whole_log_arrives_whatever_the_weather() {
     for (seed, loss, duplication, jitter) in [
@@ -175,6 +177,7 @@ fn several_sources_share_the_work() {
     }
 }
 
+// Shows C54 (RFC 7574 6.1.2.4).
 #[test]
 fn a_new_munro_reaches_everyone_through_everyone_and_is_fetched() {
     let log = Log::new(2);
@@ -236,6 +239,7 @@ fn a_fetch_that_waits_is_served_as_soon_as_somebody_has_it() {
     assert!(took < Duration::from_millis(40), "{took:?}");
 }
 
+// Shows C12 (RFC 7574 3.1.1).
 #[test]
 fn leaving_says_goodbye_and_ends_fetches() {
     let log = Log::new(1);
@@ -252,6 +256,7 @@ fn leaving_says_goodbye_and_ends_fetches() {
     assert_eq!(net.nodes[node].engine.engine_counters().channels, 0);
 }
 
+// Shows C15 (RFC 7574 3.12).
 #[test]
 fn a_dead_peer_is_dropped_and_an_idle_one_kept_alive() {
     let log = Log::new(1);
