@@ -33,7 +33,8 @@ mkdir -p "$stage/usr/sbin"
 ln -s ../bin/distd-fs "$stage/usr/sbin/mount.fuse.distd"
 
 install -D -m 0644 -t "$stage/lib/systemd/system" "$top"/contrib/systemd/*.service
-install -D -m 0644 -t "$stage/usr/share/doc/distd/examples" "$top"/contrib/systemd/*.mount "$top"/contrib/systemd/*.automount
+install -D -m 0644 -t "$stage/usr/share/doc/distd/examples" "$top"/contrib/systemd/*.mount "$top"/contrib/systemd/*.automount \
+  "$top/contrib/wireshark/distd.lua"
 install -D -m 0644 -t "$stage/usr/share/doc/distd" "$top/README.md" "$top"/docs/*.md
 install -D -m 0644 "$top/contrib/debian/copyright" "$stage/usr/share/doc/distd/copyright"
 install -D -m 0644 "$top/contrib/debian/distd.default" "$stage/etc/default/distd"
