@@ -129,3 +129,16 @@ def a_wrong_audience_is_named(world):
     assert "serve=friends" in wrong.err and "none, local or all" in wrong.err, wrong
     wrong = world.fs("relay", "--serve", "none", f"distd://{'0' * 64}@10.77.0.1:7574/stable", code=2)
     assert "local or all" in wrong.err, wrong
+
+
+@promise(seconds=60)
+def neighbours_find_each_other_in_a_network_that_is_not_private_too(world):
+    source = tree.small(world.dir / "source")
+    world.published(source)
+    with Bridge(world, 3) as bridge:
+        routed(bridge)
+        points = [mount(bridge, name, bridge.source([]), "lan") for name in ("n1", "n2")]
+        both = lambda: all(ADDRESSES[other] in peers(bridge, name) for name, other in (("n1", "n2"), ("n2", "n1")))  # noqa: E731
+        hosts.until(both, 20, "two nodes that see each other")
+        for point in points:
+            subprocess.run(["umount", point], check=True)

@@ -7,7 +7,7 @@
 //!
 //! A key is derived from a swarm's id, so that only who knows the swarm learns of it. What is heard is
 //! a hint: the peer proves itself as every other does. The group is heard on each interface; a datagram
-//! does not leave its network (TTL 1), and only private and link-local senders are taken up.
+//! does not leave its network (TTL 1), and only senders that are near are taken up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -54,6 +54,8 @@ fn key_of(swarm: &SwarmId) -> Key {
 pub(super) struct Neighbours {
     nonce: [u8; 8],
     port: u16,
+    /// The networks that this machine is in.
+    pub(super) networks: Networks,
     heard: BTreeMap<(OriginId, SocketAddr), Instant>,
     say_at: Instant,
     said_at: Option<Instant>,
@@ -62,7 +64,8 @@ pub(super) struct Neighbours {
 impl Neighbours {
     /// `port` is where peers reach this node.
     pub(super) fn new(now: Instant, nonce: [u8; 8], port: u16) -> Self {
-        Self { nonce, port, heard: BTreeMap::new(), say_at: now, said_at: None }
+        let networks = Networks::none();
+        Self { nonce, port, networks, heard: BTreeMap::new(), say_at: now, said_at: None }
     }
 
     /// When the next datagram is due.
@@ -100,7 +103,7 @@ impl Neighbours {
         origins: &[OriginId],
     ) -> Vec<(OriginId, SocketAddr)> {
         let Some((nonce, port, keys)) = parse(datagram) else { return Vec::new() };
-        if nonce == self.nonce || !is_local(from) {
+        if nonce == self.nonce || !self.networks.hold(from) {
             return Vec::new();
         }
         let address = SocketAddr::new(from, port);
@@ -128,11 +131,6 @@ fn parse(datagram: &[u8]) -> Option<([u8; 8], u16, BTreeSet<Key>)> {
     let port = u16::from_be_bytes(*port);
     let well_formed = left.is_empty() && keys.len() <= KEYS_MAX && port != 0;
     well_formed.then(|| (*nonce, port, keys.iter().copied().collect()))
-}
-
-/// Whether an address is of a network that the Internet does not reach.
-fn is_local(ip: IpAddr) -> bool {
-    ip.is_ipv4() && Networks::none().hold(ip)
 }
 
 /// The group's socket.
@@ -229,6 +227,8 @@ mod tests {
         let said = Neighbours::new(now, [2; 8], 9).say(now, &[origin(3)]).expect("one swarm");
         let public = IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8));
         assert!(node.hear(now, public, &said, &[origin(3)]).is_empty());
+        node.networks = Networks::new([(public, 24)]);
+        assert_eq!(node.hear(now, public, &said, &[origin(3)]).len(), 1, "of a network of our own");
         for cut in 0..said.len() {
             assert!(node.hear(now, HERE, &said[..cut], &[origin(3)]).is_empty(), "{cut} bytes");
         }

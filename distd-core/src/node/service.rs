@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use crate::keys::OriginId;
 use crate::manifest::PeerAddress;
-use crate::ppspp::engine::{Audience, Engine, EngineConfig, Role};
+use crate::ppspp::engine::{Audience, Engine, EngineConfig, Networks, Role};
 use crate::store::{Cache, CacheOptions, OpenError};
 
 use super::driver::Driver;
@@ -126,6 +126,8 @@ struct Inner {
     joining: Arc<Notify>,
     started: Instant,
     serve: Audience,
+    /// The networks that the machine was in when it was looked last.
+    networks: Mutex<Networks>,
 }
 
 /// A swarm that the node takes part in, and the tasks that keep it connected to its addresses.
@@ -137,6 +139,10 @@ struct Joined {
 impl Inner {
     fn origins(&self) -> MutexGuard<'_, Vec<OriginId>> {
         self.origins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn networks(&self) -> MutexGuard<'_, Networks> {
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -193,9 +199,10 @@ impl Node {
             joining: Arc::default(),
             started: Instant::now(),
             serve,
+            networks: Mutex::new(networks()),
         };
         let node = Self(Arc::new(inner));
-        node.0.runtime.spawn(watch_networks(node.0.commands.downgrade()));
+        node.0.runtime.spawn(watch_networks(Arc::downgrade(&node.0)));
         if options.lan {
             node.0.runtime.spawn(find_neighbours(Arc::downgrade(&node.0)));
         }
@@ -404,16 +411,15 @@ pub(super) fn open_driver(
 }
 
 /// Tells the loop which networks the machine is in, whenever that changes.
-async fn watch_networks(commands: mpsc::WeakSender<Command>) {
-    let mut known = networks();
+async fn watch_networks(node: Weak<Inner>) {
     loop {
         tokio::time::sleep(NETWORKS_INTERVAL).await;
-        let Some(commands) = commands.upgrade() else { return };
+        let Some(node) = node.upgrade().filter(|node| !node.commands.is_closed()) else { return };
         let now = networks();
-        if now != known && commands.send(Command::Networks(now.clone())).await.is_err() {
+        let before = std::mem::replace(&mut *node.networks(), now.clone());
+        if now != before && node.commands.send(Command::Networks(now)).await.is_err() {
             return;
         }
-        known = now;
     }
 }
 
@@ -445,6 +451,7 @@ async fn find_neighbours(node: Weak<Inner>) {
         let now = Instant::now();
         let origins = node.origins().clone();
         if let Some((from, datagram)) = heard {
+            neighbours.networks.clone_from(&node.networks());
             for (origin, address) in neighbours.hear(now, from, datagram, &origins) {
                 tracing::debug!(%address, "found on the local network");
                 // Best effort: it is heard again.
