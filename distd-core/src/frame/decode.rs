@@ -7,11 +7,15 @@ use crate::unit::Bin;
 
 use super::FrameEntry;
 use super::bytes::Reader;
-use super::layout::{CARRY, DELTA, FULL, PREFIX, STREAMS};
+use super::layout::{CARRY, DELTA, FULL, PREFIX, STREAMS, WORDS};
+use super::rebuild::{self, Units, rebuild};
+use super::words::Words;
 
-/// Decodes frames one after the other; keep one a thread, it holds the decompressor's tables.
+/// Decodes frames one after the other; keep one a thread, it holds the decompressor's tables and those
+/// of the guesses.
 pub struct FrameDecoder {
     context: DCtx<'static>,
+    words: Words,
 }
 
 /// A frame that cannot be decoded. Whoever signed the log made it so: asking another peer for the
@@ -102,7 +106,7 @@ impl Default for FrameDecoder {
 impl FrameDecoder {
     /// A decoder.
     pub fn new() -> Self {
-        Self { context: DCtx::create() }
+        Self { context: DCtx::create(), words: Words::default() }
     }
 
     /// The bytes of `entry.bin`, from the bytes of `entry.range` and those of `entry.bases`, one
@@ -145,7 +149,12 @@ impl FrameDecoder {
             self.unpack(0, reader.rest(), &mut out)?;
             return Ok(out);
         }
-        if kind & DELTA == 0 || kind & !(DELTA | PREFIX | CARRY) != 0 || entry.bases.is_empty() {
+        let known = DELTA | PREFIX | CARRY | WORDS;
+        if kind & DELTA == 0
+            || kind & !known != 0
+            || kind & (CARRY | WORDS) == CARRY | WORDS
+            || entry.bases.is_empty()
+        {
             return Err(FrameFault::Kind { found: kind });
         }
         let [control, gaps, values, literals] = Stream::read_all(&mut reader, len)?;
@@ -157,9 +166,21 @@ impl FrameDecoder {
         } else {
             self.stream(3, &literals)?
         };
-        let changes =
-            Changes { gaps: Reader::new(&gaps), values: &values, carry: kind & CARRY != 0 };
-        rebuild(len, &control, &literals, bases, changes)
+        let units = match kind & (CARRY | WORDS) {
+            0 => Units::Bytes,
+            CARRY => Units::Carrying,
+            _ => {
+                self.words.clear();
+                Units::Words(&mut self.words)
+            }
+        };
+        let streams = rebuild::Streams {
+            control: &control,
+            gaps: &gaps,
+            values: &values,
+            literals: &literals,
+        };
+        rebuild(len, &streams, bases, units)
     }
 
     fn stream(&mut self, index: usize, stream: &Stream<'_>) -> Result<Vec<u8>, FrameFault> {
@@ -233,104 +254,4 @@ impl<'a> Stream<'a> {
         });
         Ok(streams)
     }
-}
-
-/// Bytes that differ from the base, in the order of the copied bytes.
-struct Changes<'a> {
-    gaps: Reader<'a>,
-    values: &'a [u8],
-    carry: bool,
-}
-
-impl Changes<'_> {
-    /// Copied bytes before the next change; `None` behind the last one.
-    fn next_gap(&mut self) -> Result<Option<u64>, FrameFault> {
-        if self.values.is_empty() {
-            return if self.gaps.is_empty() { Ok(None) } else { Err(FrameFault::Changes) };
-        }
-        self.gaps.varint().map(Some).ok_or(FrameFault::Changes)
-    }
-
-    /// Changes the first byte of `copied`.
-    fn apply(&mut self, copied: &mut [u8]) -> Result<(), FrameFault> {
-        let (value, rest) = self.values.split_first().ok_or(FrameFault::Changes)?;
-        self.values = rest;
-        if self.carry {
-            add_carrying(copied, *value);
-        } else if let Some(first) = copied.first_mut() {
-            *first = first.wrapping_add(*value);
-        }
-        Ok(())
-    }
-}
-
-/// Bytes behind a changed one that a carry reaches at most: those of a 64-bit integer.
-const CARRY_BYTES: usize = 7;
-
-/// Adds a signed byte to the little-endian number that begins with the first byte: what a change
-/// does in a frame whose changes carry.
-pub fn add_carrying(bytes: &mut [u8], value: u8) {
-    let Some((first, behind)) = bytes.split_first_mut() else { return };
-    let sum = i16::from(*first) + i16::from(value as i8);
-    *first = sum as u8;
-    let mut carry = sum.div_euclid(256);
-    for byte in behind.iter_mut().take(CARRY_BYTES) {
-        if carry == 0 {
-            return;
-        }
-        let sum = i16::from(*byte) + carry;
-        *byte = sum as u8;
-        carry = sum.div_euclid(256);
-    }
-}
-
-fn rebuild(
-    len: usize,
-    control: &[u8],
-    literals: &[u8],
-    bases: &[u8],
-    mut changes: Changes<'_>,
-) -> Result<Vec<u8>, FrameFault> {
-    let mut out: Vec<u8> = Vec::with_capacity(len);
-    let mut control = Reader::new(control);
-    let mut literals = Reader::new(literals);
-    let mut base_at: i64 = 0;
-    // Copied bytes that lie before the next change.
-    let mut until = changes.next_gap()?;
-    while !control.is_empty() {
-        let mut number = || control.varint().filter(|n| *n <= len as u64).map(|n| n as usize);
-        let literal = number().ok_or(FrameFault::Control)?;
-        let copied = number().ok_or(FrameFault::Control)?;
-        let distance = control.signed().ok_or(FrameFault::Control)?;
-        if literal + copied > len - out.len() {
-            return Err(FrameFault::Control);
-        }
-        out.extend_from_slice(literals.take(literal).ok_or(FrameFault::Control)?);
-        let start = base_at.checked_add(distance).and_then(|at| usize::try_from(at).ok());
-        let start = start.ok_or(FrameFault::Control)?;
-        let end = start.checked_add(copied).ok_or(FrameFault::Control)?;
-        let at = out.len();
-        out.extend_from_slice(bases.get(start..end).ok_or(FrameFault::Control)?);
-        base_at = end as i64;
-        let run = out.get_mut(at..).unwrap_or_default();
-        let mut done = 0;
-        while let Some(gap) = until {
-            let left = (run.len() - done) as u64;
-            if gap >= left {
-                until = Some(gap - left);
-                break;
-            }
-            let place = done + gap as usize;
-            changes.apply(run.get_mut(place..).unwrap_or_default())?;
-            done = place + 1;
-            until = changes.next_gap()?;
-        }
-    }
-    if until.is_some() {
-        return Err(FrameFault::Changes);
-    }
-    if out.len() != len || !literals.is_empty() {
-        return Err(FrameFault::Short { expected: len as u64, found: out.len() });
-    }
-    Ok(out)
 }

@@ -14,6 +14,8 @@ pub(super) const DELTA: u8 = 1;
 pub(super) const PREFIX: u8 = 2;
 /// What is added to a copied byte carries into the bytes behind it.
 pub(super) const CARRY: u8 = 4;
+/// Copied bytes are changed word by word, where they are not what is guessed.
+pub(super) const WORDS: u8 = 8;
 
 /// Streams of a delta frame.
 pub(super) const STREAMS: usize = 4;
@@ -30,6 +32,9 @@ const PREFIX_LEVEL_MAX: i32 = 3;
 /// (literal bytes, copied bytes, signed distance of the copy's start from the end of the copy
 /// before) as varints. Of all copied bytes, seen as one run, some are not as in the base: `gaps`
 /// says how many bytes lie between one such place and the next, as varints, `values` what is added.
+/// Where changes are those of words, each operation has one byte more, where words begin (modulo 4),
+/// or 4 where the copy is taken as it is and does not count;
+/// `gaps` counts words that are as [`super::Words`] guesses, and `values` has varints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeltaStreams {
     /// Literals and copies.
@@ -40,8 +45,21 @@ pub struct DeltaStreams {
     pub values: Vec<u8>,
     /// Bytes that are not copied.
     pub literals: Vec<u8>,
-    /// Whether what is added carries into the bytes behind, as in a sum of little-endian integers.
-    pub carry: bool,
+    /// What is changed.
+    pub units: ChangedUnits,
+}
+
+/// What the changes of a delta frame are made to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChangedUnits {
+    /// Single bytes.
+    #[default]
+    Bytes,
+    /// Single bytes, and what is added carries into the bytes behind, as in a sum of little-endian
+    /// integers.
+    Carrying,
+    /// Words, of which those are told that are not as guessed.
+    Words,
 }
 
 impl DeltaStreams {
@@ -52,10 +70,23 @@ impl DeltaStreams {
         super::bytes::put_signed(&mut self.control, distance);
     }
 
+    /// Adds an operation to `control` where words are changed, which begin at bytes of the run that
+    /// are `phase` modulo 4; [`super::AS_IS`]: where nothing is changed.
+    pub fn push_words(&mut self, literal: u64, copied: u64, distance: i64, phase: u8) {
+        self.push(literal, copied, distance);
+        self.control.push(phase);
+    }
+
     /// Adds a changed byte, `gap` copied bytes behind the one before.
     pub fn change(&mut self, gap: u64, value: u8) {
         put_varint(&mut self.gaps, gap);
         self.values.push(value);
+    }
+
+    /// Adds a changed word, `gap` guessed ones behind the one before, by [`super::Guesses::value`].
+    pub fn change_word(&mut self, gap: u64, value: u64) {
+        put_varint(&mut self.gaps, gap);
+        put_varint(&mut self.values, value);
     }
 }
 
@@ -79,7 +110,12 @@ pub fn encode_delta(
 ) -> Vec<u8> {
     let plain = [&streams.control, &streams.gaps, &streams.values, &streams.literals];
     let mut packed: [Option<Vec<u8>>; STREAMS] = plain.map(|stream| pack(context, stream, level));
-    let mut kind = DELTA | if streams.carry { CARRY } else { 0 };
+    let mut kind = DELTA
+        | match streams.units {
+            ChangedUnits::Bytes => 0,
+            ChangedUnits::Carrying => CARRY,
+            ChangedUnits::Words => WORDS,
+        };
     let alone = packed[3].as_ref().map_or(streams.literals.len(), Vec::len);
     if let Some(bases) = bases.filter(|_| alone >= PREFIXED_BYTES_MIN) {
         let mut prefixed = vec![0; alone - 1];

@@ -31,8 +31,12 @@ mod index;
 mod layout;
 #[cfg(test)]
 mod promises;
+mod rebuild;
+mod words;
 
-pub use decode::{FrameDecoder, FrameError, FrameFault, add_carrying};
+pub use decode::{FrameDecoder, FrameError, FrameFault};
 pub use epochs::{BLOCK_HASH_BYTES, EpochItem, EpochList};
 pub use index::{FrameEntry, IndexEntry, IndexError, MunroFrames, Part};
-pub use layout::{DeltaStreams, encode_delta, encode_full};
+pub use layout::{ChangedUnits, DeltaStreams, encode_delta, encode_full};
+pub use rebuild::add_carrying;
+pub use words::{AS_IS, Guesses, WORD_BYTES, Words, unit_bytes};

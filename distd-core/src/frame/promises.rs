@@ -2,7 +2,7 @@
 
 use zstd::zstd_safe::CCtx;
 
-use super::layout::{CARRY, DELTA, PREFIX};
+use super::layout::{CARRY, DELTA, PREFIX, WORDS};
 use super::*;
 use crate::keys::{NtpTime, OriginKey};
 use crate::limits::{DELTA_FRAME_LAYER, FULL_FRAME_LAYER, MUNRO_BYTES, MUNRO_LAYER};
@@ -38,6 +38,17 @@ fn signed(bytes: &[u8], layer: u32) -> (VerifiedMunro, Vec<NodeHash>) {
 
 fn entry(bin: Bin, len: usize, bases: Vec<BlockRange>) -> FrameEntry {
     FrameEntry { bin, range: ByteRange { offset: 5 << 20, len: len as u64 }, bases }
+}
+
+/// A copy of 4 KiB pieces, one word changed in each.
+fn word_streams(bin: Bin) -> DeltaStreams {
+    let mut streams = DeltaStreams { units: ChangedUnits::Words, ..DeltaStreams::default() };
+    streams.push_words(0, bin.byte_len(), 0, 1);
+    for i in 0..bin.byte_len() / 4096 {
+        // The guess of nothing, one that is always there, and a difference.
+        streams.change_word(if i == 0 { 25 } else { 1023 }, [4, 2, 5 + 600][i as usize % 3]);
+    }
+    streams
 }
 
 /// A copy of 4 KiB pieces, one byte changed in each.
@@ -145,7 +156,7 @@ fn delta_frames_need_their_bases_and_nothing_else() {
 fn a_carry_runs_through_an_integer_and_no_further() {
     let add = |bytes: &[u8], value: i8| {
         let mut bytes = bytes.to_vec();
-        decode::add_carrying(&mut bytes, value as u8);
+        add_carrying(&mut bytes, value as u8);
         bytes
     };
     assert_eq!(add(&0x1ff0u32.to_le_bytes(), 0x20), 0x2010u32.to_le_bytes());
@@ -174,10 +185,11 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_frame_is_refused_or_makes_as_many_bytes(at: proptest::sample::Index, value: u8, kind in 0u8..8) {
+    fn a_damaged_frame_is_refused_or_makes_as_many_bytes(at: proptest::sample::Index, value: u8, kind in 0usize..3) {
         let old = content(1);
         let bin = Bin::new(FULL_FRAME_LAYER, MUNRO.0 * 16 + 1);
-        let streams = DeltaStreams { carry: kind & CARRY != 0, ..streams(bin) };
+        let carrying = DeltaStreams { units: ChangedUnits::Carrying, ..streams(bin) };
+        let streams = [streams(bin), carrying, word_streams(bin)][kind].clone();
         let mut frame = encode_delta(&mut CCtx::create(), bin, &streams, None, 3);
         let at = at.index(frame.len());
         frame[at] = value;
@@ -233,7 +245,7 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
     }
     // Endless output as every stream, and as a full frame.
     for stream in 0..4 {
-        for kind in [DELTA, DELTA | PREFIX, DELTA | CARRY] {
+        for kind in [DELTA, DELTA | PREFIX, DELTA | CARRY, DELTA | WORDS] {
             let mut lengths = [0; 8];
             lengths[2 * stream] = len;
             lengths[2 * stream + 1] = bomb.len() as u64;
@@ -241,7 +253,7 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
         }
     }
     cases.push((crafted(bin, 0, [0; 8], &bomb), false));
-    // Unknown kinds; full frames with bases and delta frames without.
+    // Unknown kinds, and words without their phases; full frames with bases and delta frames without.
     let honest = encode_delta(&mut CCtx::create(), bin, &streams(bin), None, 3);
     let full = encode_full(&mut CCtx::create(), bin, base, 3).expect("smaller");
     cases.extend((1..=255).map(|kind| ([&[kind], &full[1..]].concat(), false)));
@@ -271,6 +283,25 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
         streams.push(literal, copied, distance);
         cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
     }
+    // The same by words, which begin where they cannot, are told by guesses that there are not or by
+    // more than a word holds, or are too many.
+    for (phase, gap, value) in [
+        (4, 0, 605),
+        (5, 0, 605),
+        (255, 0, 605),
+        (0, len / 4, 605),
+        (0, u64::MAX, 605),
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 0, 3),
+        (0, 0, (1 << 32) + 5),
+        (0, 0, u64::MAX),
+    ] {
+        let mut streams = DeltaStreams { units: ChangedUnits::Words, ..DeltaStreams::default() };
+        streams.push_words(0, len, 0, phase);
+        streams.change_word(gap, value);
+        cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
+    }
     // Changes behind the last byte, gaps without values, values without gaps.
     for (gaps, values) in [(vec![0xff, 0x7f], vec![1]), (vec![1; 3], vec![]), (vec![], vec![1; 3])]
     {
@@ -279,6 +310,8 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
         streams.gaps.extend([0xff, 0xff, 0x7f]);
         cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
     }
+    let words = encode_delta(&mut CCtx::create(), bin, &word_streams(bin), None, 3);
+    cases.extend((0..words.len()).map(|end| (words[..end].to_vec(), true)));
     // Cut off anywhere.
     cases.extend((0..honest.len()).map(|end| (honest[..end].to_vec(), true)));
     cases.extend((0..full.len()).step_by(7).map(|end| (full[..end].to_vec(), false)));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use distd_core::frame::{DeltaStreams, add_carrying, encode_delta};
+use distd_core::frame::{DeltaStreams, Words, encode_delta};
 use distd_core::limits::{
     BLOCK_BYTES, FRAME_BASE_BLOCKS_MAX, FRAME_BASE_EXTENTS_MAX, FRAME_CONTROL_BYTES_MAX,
 };
@@ -10,14 +10,27 @@ use distd_core::unit::{Bin, BlockIndex, BlockRange};
 use zstd::zstd_safe::CCtx;
 
 use super::candidates::{Candidates, Prospects};
-use super::matching::{Copy, Seeds, equal_bytes, find_copies};
+use super::changes::{byte_streams, word_streams};
+use super::matching::{Copy, Seeds, find_copies};
 use super::older::{Older, OlderBlocks};
+use super::tables::{Columns, realign, without_noise};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// A base extent must give so many bytes, or its copies are not worth the blocks that they need.
 const EXTENT_BYTES_MIN: usize = 64;
 /// Blocks between two used ones that are taken along rather than begin another extent.
 const GAP_BLOCKS_MAX: u64 = 1;
+
+/// zstd level at which two ways to write the same changes are compared.
+const TRIAL_LEVEL: i32 = 1;
+
+/// What is kept between frames for its memory.
+#[derive(Default)]
+pub struct Scratch {
+    seeds: Seeds,
+    columns: Columns,
+    words: Words,
+}
 
 /// A delta frame and its bases.
 #[derive(Debug)]
@@ -34,7 +47,7 @@ pub struct Delta {
 /// nothing to give. What looks most alike is tried first: where it explains nearly everything, nothing
 /// else is read.
 pub fn encode<B: OlderBlocks>(
-    seeds: &mut Seeds,
+    scratch: &mut Scratch,
     compressor: &mut CCtx<'_>,
     bin: Bin,
     new: &[u8],
@@ -45,16 +58,17 @@ pub fn encode<B: OlderBlocks>(
     let Some(run) = bin.blocks() else { return Ok(None) };
     let prospects = Prospects::new(older, run, new);
     let mut candidates = prospects.likeliest(older)?;
-    let mut copies = find_copies(seeds, &candidates.bytes, new);
+    let mut copies = find_copies(&mut scratch.seeds, &candidates.bytes, new);
     if let Some(more) = prospects.more(older, &candidates, &copies, new.len())? {
         candidates = more;
-        copies = find_copies(seeds, &candidates.bytes, new);
+        copies = find_copies(&mut scratch.seeds, &candidates.bytes, new);
     }
-    Ok(encode_copies(compressor, bin, new, &candidates, copies, level))
+    Ok(encode_copies(scratch, compressor, bin, new, &candidates, copies, level))
 }
 
 /// Encodes `new` as copies from the candidates, and the rest.
 fn encode_copies(
+    scratch: &mut Scratch,
     compressor: &mut CCtx<'_>,
     bin: Bin,
     new: &[u8],
@@ -83,15 +97,29 @@ fn encode_copies(
         .into_iter()
         .map(|copy| Copy { base: moved[&(copy.base / BLOCK)] + copy.base % BLOCK, ..copy })
         .collect();
-    let streams = streams(&copies, &bytes, new);
-    let len = new.len();
-    let fits = streams.control.len() <= FRAME_CONTROL_BYTES_MAX
+    let mut ways = vec![byte_streams(&copies, &bytes, new)];
+    if !ways[0].values.is_empty() {
+        let copies = realign(&mut scratch.columns, copies, &bytes, new);
+        let copies = without_noise(&copies, &bytes, new);
+        ways.push(word_streams(&mut scratch.words, &copies, &bytes, new));
+    }
+    ways.retain(|streams| fits(streams, new.len()));
+    if ways.len() > 1 {
+        let mut size =
+            |way: &DeltaStreams| encode_delta(compressor, bin, way, None, TRIAL_LEVEL).len();
+        if size(&ways[1]) < size(&ways[0]) {
+            ways.swap(0, 1);
+        }
+    }
+    let frame = encode_delta(compressor, bin, ways.first()?, Some(&bytes), level);
+    Some(Delta { frame, bases, base_bytes: bytes })
+}
+
+/// Whether streams are within the bounds of a frame of so many bytes.
+fn fits(streams: &DeltaStreams, len: usize) -> bool {
+    streams.control.len() <= FRAME_CONTROL_BYTES_MAX
         && streams.gaps.len() <= len
-        && streams.values.len() + streams.literals.len() <= len;
-    fits.then(|| {
-        let frame = encode_delta(compressor, bin, &streams, Some(&bytes), level);
-        Delta { frame, bases, base_bytes: bytes }
-    })
+        && streams.values.len() + streams.literals.len() <= len
 }
 
 /// Keeps the copies whose blocks are worth it, within the bounds of a base: the copies, and the
@@ -149,56 +177,6 @@ fn choose_base(
     (copies, used)
 }
 
-fn streams(copies: &[Copy], base: &[u8], new: &[u8]) -> DeltaStreams {
-    let mut streams = DeltaStreams::default();
-    let (mut at, mut base_at) = (0, 0);
-    for copy in copies {
-        streams.literals.extend_from_slice(&new[at..copy.new]);
-        let distance = copy.base as i64 - base_at as i64;
-        streams.push((copy.new - at) as u64, copy.len as u64, distance);
-        at = copy.new + copy.len;
-        base_at = copy.base + copy.len;
-    }
-    if at < new.len() {
-        streams.literals.extend_from_slice(&new[at..]);
-        streams.push((new.len() - at) as u64, 0, 0);
-    }
-    let plain = changes(copies, base, new, false);
-    let carrying = changes(copies, base, new, true);
-    // Fewer changes are the better proxy than compressing both.
-    let best = if carrying.values.len() < plain.values.len() { carrying } else { plain };
-    DeltaStreams { control: streams.control, literals: streams.literals, ..best }
-}
-
-/// What differs between the copies' bases and their new bytes.
-fn changes(copies: &[Copy], base: &[u8], new: &[u8], carry: bool) -> DeltaStreams {
-    let mut streams = DeltaStreams { carry, ..DeltaStreams::default() };
-    // Copied bytes behind the last change.
-    let mut gap = 0;
-    // What a decoder has made of a copy's base so far.
-    let mut made = Vec::new();
-    for copy in copies {
-        let new = &new[copy.new..copy.new + copy.len];
-        made.clear();
-        made.extend_from_slice(&base[copy.base..copy.base + copy.len]);
-        let mut at = 0;
-        while at < made.len() {
-            let equal = equal_bytes(&made[at..], &new[at..]);
-            gap += equal as u64;
-            at += equal;
-            let Some(byte) = made.get(at) else { break };
-            let value = new[at].wrapping_sub(*byte);
-            streams.change(gap, value);
-            gap = 0;
-            if carry {
-                add_carrying(&mut made[at..], value);
-            }
-            at += 1;
-        }
-    }
-    streams
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::noise;
@@ -210,7 +188,8 @@ mod tests {
     /// Encodes and decodes again; the frame's length.
     fn round(bin: Bin, new: &[u8], candidates: &Candidates) -> Option<usize> {
         let copies = find_copies(&mut Seeds::default(), &candidates.bytes, new);
-        let delta = encode_copies(&mut CCtx::create(), bin, new, candidates, copies, 3)?;
+        let scratch = &mut Scratch::default();
+        let delta = encode_copies(scratch, &mut CCtx::create(), bin, new, candidates, copies, 3)?;
         let block = |block: BlockIndex| {
             let at = candidates.blocks.iter().position(|known| *known == block).expect("offered");
             &candidates.bytes[at * BLOCK..(at + 1) * BLOCK]

@@ -3,10 +3,12 @@
 
 pub mod anchors;
 pub mod candidates;
+pub mod changes;
 pub mod delta;
 pub mod maker;
 pub mod matching;
 pub mod older;
+pub mod tables;
 
 /// Bytes that nothing compresses, for tests.
 #[cfg(test)]
