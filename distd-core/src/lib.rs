@@ -9,6 +9,8 @@ pub mod limits;
 pub mod manifest;
 pub mod node;
 pub mod ppspp;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod store;
 pub mod tree;
 pub mod unit;

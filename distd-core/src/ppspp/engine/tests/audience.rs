@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::net::{FINE, Log, Net};
 use crate::ppspp::codec::{Message, WireProfile, decode};
 use crate::ppspp::engine::{
     Audience, Class, DownReason, Engine, EngineConfig, Idle, Networks, PeerState, Role,
     SwarmOptions,
 };
+use crate::sim::{FINE, Log, Net};
 
 const NEAR: [u8; 4] = [203, 0, 113, 1];
 const FAR: [u8; 4] = [198, 51, 100, 1];
@@ -31,7 +31,7 @@ fn members(seed: u64, audience: Audience, address: [u8; 4]) -> (Net, [usize; 3])
     };
     net.nodes[member].swarm = engine.add_swarm(options).expect("a new swarm");
     net.nodes[member].engine = engine;
-    net.nodes[node].address = SocketAddr::from((address, 7574));
+    net.move_to(node, SocketAddr::from((address, 7574)));
     (net, [origin, member, node])
 }
 

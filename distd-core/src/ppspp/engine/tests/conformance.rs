@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::hostile::{Stranger, blocks, downs};
-use super::net::{FINE, Log, Net, Weather};
 use crate::limits::{DATAGRAM_BYTES_MAX, MUNRO_LAYER};
 use crate::ppspp::codec::{ChannelId, Message, WireProfile, decode, destination};
 use crate::ppspp::engine::{Class, DownReason};
+use crate::sim::{FINE, Line, Log, Net, Weather};
 use crate::unit::{Bin, ChunkRange};
 
 /// A datagram that somebody sent.
@@ -376,7 +376,7 @@ fn who_was_asked_before_is_told_that_it_is_no_longer_wanted() {
     net.connect(node, slow);
     net.run_for(Duration::from_millis(200));
     // So slow that a second source is asked, and delivers first.
-    net.nodes[slow].line = Some(3000.0);
+    net.nodes[slow].up = Some(Line::new(3000.0, net.now));
     net.nodes[node].keep_sent = true;
     let fetch = net.nodes[node].fetch(net.now, blocks(0, 4), Class::Waited);
     net.run_for(Duration::from_millis(10));

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::net::{FINE, Log, Net, Weather};
 use crate::keys::OriginKey;
 use crate::ppspp::codec::{
     ChannelId, Encoder, Handshake, HashFunction, Message, Options, WireClass, WireProfile, decode,
@@ -15,6 +14,7 @@ use crate::ppspp::engine::limits::{
     AWAITED_BLOCKS_MAX, ERRANDS_MAX, HALF_OPEN_MAX, PLACES_MAX, STRAYS_MAX,
 };
 use crate::ppspp::engine::{Class, DownReason, Event, Role, handshake};
+use crate::sim::{FINE, Log, Net, Weather};
 use crate::tree::{NodeHash, VerifiedMunro};
 use crate::unit::{BlockIndex, BlockRange, ChunkRange, MunroIndex};
 

@@ -3,7 +3,6 @@
 mod audience;
 mod conformance;
 mod hostile;
-mod net;
 mod reports;
 mod swarming;
 mod transfer;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::net::{FINE, Log, Net};
 use crate::ppspp::engine::limits::BAN;
 use crate::ppspp::engine::{
     Class, DownReason, Idle, Networks, PeerKind, PeerReport, PeerState, Role, SourceBytes,
 };
+use crate::sim::{FINE, Log, Net};
 use crate::unit::MunroIndex;
 
 fn report(net: &Net, at: usize, of: SocketAddr) -> PeerReport {

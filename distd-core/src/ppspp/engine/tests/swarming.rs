@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::net::{FINE, Log, Net, Weather};
 use crate::ppspp::engine::{Class, DownReason, Event, FetchId, Role};
+use crate::sim::{FINE, Line, Log, Net, Weather};
 use crate::unit::{BlockIndex, BlockRange};
 
 fn blocks(start: u64, count: u64) -> BlockRange {
@@ -19,7 +19,7 @@ const THIN: f64 = 12.5e6;
 fn swarm(seed: u64, log: &Rc<Log>, count: usize, weather: Weather) -> (Net, usize, Vec<usize>) {
     let mut net = Net::new(seed, weather);
     let origin = net.add_origin(log);
-    net.nodes[origin].line = Some(THIN);
+    net.nodes[origin].up = Some(Line::new(THIN, net.now));
     let nodes: Vec<usize> = (0..count).map(|_| net.add(log, None)).collect();
     for node in &nodes {
         for other in &nodes {
@@ -209,7 +209,7 @@ fn a_liar_among_equals_is_dropped_at_its_first_lie_and_nobody_else_blamed() {
 fn layered(seed: u64, log: &Rc<Log>) -> (Net, usize, [usize; 2], Vec<usize>) {
     let mut net = Net::new(seed, FINE);
     let origin = net.add_origin(log);
-    net.nodes[origin].line = Some(THIN);
+    net.nodes[origin].up = Some(Line::new(THIN, net.now));
     let relays = [net.add_as(log, None, Role::Relay), net.add_as(log, None, Role::Relay)];
     for relay in relays {
         net.connect(relay, origin);
@@ -283,7 +283,7 @@ fn a_lone_node_behind_a_relay_gets_a_long_log_from_it_alone() {
     let log = Log::new(26);
     let mut net = Net::new(22, FINE);
     let (origin, relay) = (net.add_origin(&log), net.add_as(&log, None, Role::Relay));
-    net.nodes[origin].line = Some(THIN);
+    net.nodes[origin].up = Some(Line::new(THIN, net.now));
     net.connect(relay, origin);
     net.run_for(Duration::from_millis(200));
     let node = net.add(&log, None);

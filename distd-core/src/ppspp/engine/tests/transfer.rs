@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::net::{FINE, Log, Net, Weather};
 use crate::ppspp::engine::{Class, DownReason, Event, FetchError};
+use crate::sim::{FINE, Log, Net, Weather};
 use crate::unit::{BlockIndex, BlockRange};
 
 fn blocks(start: u64, count: u64) -> BlockRange {

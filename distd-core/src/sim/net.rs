@@ -1,0 +1,280 @@
+//! A network of engines in virtual time: seeded delay, loss, duplication, reordering; lines that are
+//! as wide as they are.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::ppspp::engine::{Event, FetchId, HashRequest, Role};
+use crate::tree::{HashedRun, VerifiedMunro};
+use crate::unit::BlockRange;
+
+use super::content::Log;
+use super::node::{Node, Nodes};
+
+/// What a link does to datagrams.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// From one end to the other.
+    pub delay: Duration,
+    /// Up to this much more, by chance: datagrams overtake each other.
+    pub jitter: Duration,
+    /// Share of datagrams that are lost.
+    pub loss: f64,
+    /// Share of datagrams that come twice.
+    pub duplication: f64,
+}
+
+/// 10 ms there and back, and nothing else.
+pub const FINE: Weather = Weather {
+    delay: Duration::from_millis(5),
+    jitter: Duration::ZERO,
+    loss: 0.0,
+    duplication: 0.0,
+};
+
+/// From, to, bytes.
+type Flight = (SocketAddr, SocketAddr, Vec<u8>);
+
+/// The network and its time. The same seed gives the same bytes.
+#[derive(Debug)]
+pub struct Net {
+    /// When it began.
+    pub start: Instant,
+    /// Virtual time.
+    pub now: Instant,
+    /// All nodes.
+    pub nodes: Nodes,
+    /// On every link.
+    pub weather: Weather,
+    /// All chance of the network.
+    pub rng: SmallRng,
+    /// Digest of all that arrived, and when, if it was asked for.
+    digest: Option<blake3::Hasher>,
+    /// By arrival.
+    wire: BTreeMap<(Instant, u64), Flight>,
+    sequence: u64,
+}
+
+impl Net {
+    /// A network without nodes.
+    pub fn new(seed: u64, weather: Weather) -> Self {
+        let start = Instant::now();
+        let rng = SmallRng::seed_from_u64(seed);
+        Self {
+            start,
+            now: start,
+            nodes: Nodes::default(),
+            weather,
+            rng,
+            digest: None,
+            wire: BTreeMap::new(),
+            sequence: 0,
+        }
+    }
+
+    /// Keeps a digest of everything from now on.
+    pub fn keep_digest(&mut self) {
+        self.digest = Some(blake3::Hasher::new());
+    }
+
+    /// Digest of all that arrived, and when.
+    pub fn digest(&self) -> Option<blake3::Hash> {
+        self.digest.as_ref().map(blake3::Hasher::finalize)
+    }
+
+    /// A node of the log's swarm that stores `blocks` of it.
+    pub fn add(&mut self, log: &Rc<Log>, blocks: Option<BlockRange>) -> usize {
+        self.add_as(log, blocks, Role::Node)
+    }
+
+    /// The same, with another role.
+    pub fn add_as(&mut self, log: &Rc<Log>, blocks: Option<BlockRange>, role: Role) -> usize {
+        let number = self.nodes.len();
+        self.nodes.push(Node::new(log, number, blocks, role, self.now))
+    }
+
+    /// A node with the whole log.
+    pub fn add_origin(&mut self, log: &Rc<Log>) -> usize {
+        self.add_as(log, Some(log.blocks()), Role::Injector)
+    }
+
+    /// A node dials another one.
+    pub fn connect(&mut self, from: usize, to: usize) {
+        let address = self.nodes[to].address;
+        let node = &mut self.nodes[from];
+        node.engine.connect(self.now, node.swarm, address);
+    }
+
+    /// A node is reached at another address from now on.
+    pub fn move_to(&mut self, at: usize, address: SocketAddr) {
+        self.nodes.move_to(at, address);
+    }
+
+    /// Replaces a node's engine, as if its process had been restarted.
+    pub fn restart(&mut self, at: usize, seed: u8) {
+        let log = self.nodes[at].log.clone();
+        self.restart_with(at, seed, log.newest(), log.blocks());
+    }
+
+    /// Restarts a node that knows and holds no more than this.
+    pub fn restart_with(&mut self, at: usize, seed: u8, newest: VerifiedMunro, held: BlockRange) {
+        self.nodes[at].restart(self.now, seed, newest, held);
+    }
+
+    /// Puts a datagram on the wire.
+    pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+        let weather = self.weather;
+        if self.rng.random_bool(weather.loss) {
+            return;
+        }
+        let up = self.nodes.at(&from).and_then(|at| self.nodes[at].up.as_mut());
+        let leaves = match up {
+            Some(line) => line.pass(self.now, datagram.len()),
+            None => Some(self.now),
+        };
+        let Some(leaves) = leaves else { return };
+        let copies = 1 + u32::from(self.rng.random_bool(weather.duplication));
+        for _ in 0..copies {
+            let jitter = weather.jitter.mul_f64(self.rng.random());
+            let arrives = leaves + weather.delay + jitter;
+            let down = self.nodes.at(&to).and_then(|at| self.nodes[at].down.as_mut());
+            let through = match down {
+                Some(line) => line.pass(arrives, datagram.len()),
+                None => Some(arrives),
+            };
+            let Some(through) = through else { continue };
+            self.sequence += 1;
+            self.wire.insert((through, self.sequence), (from, to, datagram.to_vec()));
+        }
+    }
+
+    /// Lets every node do what it can do now.
+    pub fn drive(&mut self) {
+        while let Some(at) = self.nodes.touched.pop_first() {
+            while self.drive_one(at) {}
+            self.nodes.touched.remove(&at);
+            self.nodes.schedule(at);
+        }
+    }
+
+    /// Whether the node may have more to do.
+    fn drive_one(&mut self, at: usize) -> bool {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let mut busy = false;
+        while let Some(HashRequest { id, bin, bytes }) = node.engine.poll_hash() {
+            let run = HashedRun::new(bin, bytes).expect("a run as long as its bin");
+            node.engine.handle_hashed(now, id, run);
+            busy = true;
+        }
+        while let Some(request) = node.engine.poll_disk() {
+            let blocks = request.bin.blocks().expect("whole blocks");
+            let there =
+                !node.disk_fails && blocks.iter().all(|block| node.stored.contains(&block.0));
+            let run = there.then(|| node.log.run(request.bin));
+            node.engine.handle_disk(now, request.id, run.map(Into::into));
+            busy = true;
+        }
+        while let Some(event) = node.engine.poll_event() {
+            busy = true;
+            if let Event::Verified { run, .. } = &event {
+                let blocks = run.bin().blocks().expect("whole blocks");
+                node.store(now, blocks);
+                if !node.keep_runs {
+                    continue;
+                }
+            }
+            node.events.push(event);
+        }
+        let Some(transmit) = node.engine.poll_transmit(now) else { return busy };
+        let from = node.address;
+        for datagram in transmit.datagrams() {
+            let node = &mut self.nodes[at];
+            let mut datagram = datagram.to_vec();
+            if let Some(tamper) = node.tamper {
+                tamper(&mut datagram, &mut self.rng);
+            }
+            if node.keep_sent {
+                node.sent.push((now, transmit.to, datagram.clone()));
+            }
+            if !node.dead {
+                self.inject(from, transmit.to, &datagram);
+            }
+        }
+        true
+    }
+
+    /// Goes on to the next thing that happens; `false` if nothing ever will before `until`.
+    pub fn step(&mut self, until: Instant) -> bool {
+        self.drive();
+        let arrival = self.wire.first_key_value().map(|((at, _), _)| *at);
+        let timeout = self.nodes.due.first().map(|(at, _)| *at);
+        let Some(next) = arrival.into_iter().chain(timeout).min().filter(|next| *next <= until)
+        else {
+            self.now = until;
+            return false;
+        };
+        self.now = self.now.max(next);
+        while let Some(entry) = self.wire.first_entry() {
+            if entry.key().0 > self.now {
+                break;
+            }
+            let (from, to, datagram) = entry.remove();
+            self.deliver(from, to, &datagram);
+        }
+        let due = self.nodes.due.iter().take_while(|(at, _)| *at <= self.now);
+        let due: Vec<usize> = due.map(|(_, at)| *at).collect();
+        for at in due {
+            let node = &mut self.nodes[at];
+            if node.engine.poll_timeout().is_some_and(|at| at <= self.now) {
+                node.engine.handle_timeout(self.now);
+            }
+        }
+        self.drive();
+        true
+    }
+
+    fn deliver(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+        if let Some(digest) = &mut self.digest {
+            let at = (self.now - self.start).as_nanos() as u64;
+            digest.update(&at.to_le_bytes());
+            digest.update(format!("{from} {to} {}:", datagram.len()).as_bytes());
+            digest.update(datagram);
+        }
+        if let Some(at) = self.nodes.at(&to).filter(|at| !self.nodes[*at].dead) {
+            self.nodes[at].engine.handle_datagram(self.now, from, datagram);
+        }
+    }
+
+    /// Runs for a span of virtual time.
+    pub fn run_for(&mut self, span: Duration) {
+        let until = self.now + span;
+        while self.step(until) {}
+    }
+
+    /// Runs until the fetch ends; how long that took.
+    ///
+    /// # Panics
+    /// If the fetch fails, or has not ended within a minute.
+    pub fn run_until_fetched(&mut self, at: usize, fetch: FetchId) -> Duration {
+        let begin = self.now;
+        let until = begin + Duration::from_secs(60);
+        while self.nodes[at].outcome(fetch).is_none() {
+            assert!(self.step(until), "the fetch never ended");
+        }
+        if self.nodes[at].outcome(fetch) == Some(false) {
+            for node in &self.nodes {
+                println!("{:?}", node.engine.counters(node.swarm));
+                let peers = node.engine.peers(self.now, node.swarm, false);
+                peers.into_iter().for_each(|peer| println!("{peer:?}"));
+            }
+        }
+        assert_eq!(self.nodes[at].outcome(fetch), Some(true), "the fetch failed");
+        self.now - begin
+    }
+}
