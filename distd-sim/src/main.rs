@@ -2,21 +2,38 @@
 //! thousands of peers, virtual time.
 
 mod chart;
+mod hostile;
 mod swarm;
 mod table;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
+use hostile::Case;
 use swarm::Shape;
 
-/// What a release costs its origin, and how long it takes, by number of nodes and of layers.
+/// The engine in virtual time.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
+    #[command(subcommand)]
+    question: Question,
+}
+
+#[derive(Debug, Subcommand)]
+enum Question {
+    /// What a release costs its origin, and how long it takes, by number of nodes and of layers
+    Scale(Scale),
+    /// Whether reads end right among hostile peers, for many seeds
+    Hostile(Hostile),
+}
+
+#[derive(Debug, clap::Args)]
+struct Scale {
     /// Numbers of nodes
     #[arg(long, value_delimiter = ',', default_value = "10,100,1000")]
     nodes: Vec<usize>,
@@ -43,9 +60,25 @@ struct Options {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Hostile {
+    /// Who the reader has to do with
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Case::ALL)]
+    cases: Vec<Case>,
+    /// Seeds of each case
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// JSON, a line for each case
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match run(&options) {
+    let outcome = match Options::parse().question {
+        Question::Scale(options) => scale(&options),
+        Question::Hostile(options) => hostile(&options),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("distd-sim: {problem}");
@@ -54,14 +87,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<(), String> {
+fn scale(options: &Scale) -> Result<(), String> {
     let mut rows = Vec::new();
     if !options.json {
         println!("{}", table::HEAD);
     }
     for layers in &options.layers {
         for nodes in &options.nodes {
-            let Options { mib, mbit, seed, .. } = *options;
+            let Scale { mib, mbit, seed, .. } = *options;
             let shape = Shape { nodes: *nodes, layers: *layers, mib, mbit, seed };
             let row = swarm::measure(shape, options.twice)?;
             if options.twice && swarm::measure(shape, true)?.digest != row.digest {
@@ -76,6 +109,29 @@ fn run(options: &Options) -> Result<(), String> {
     if let Some(file) = &options.chart {
         std::fs::write(file, chart::draw(&rows))
             .map_err(|error| format!("{} cannot be written: {error}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn hostile(options: &Hostile) -> Result<(), String> {
+    for case in &options.cases {
+        let mut slowest = Duration::ZERO;
+        for seed in 0..options.seeds {
+            let took = hostile::run(*case, seed)
+                .map_err(|problem| format!("{case:?}, seed {seed}: {problem}"))?;
+            slowest = slowest.max(took);
+        }
+        let (seeds, slowest) = (options.seeds, slowest.as_secs_f64());
+        if options.json {
+            println!(
+                "{}",
+                serde_json::json!({"case": format!("{case:?}"), "seeds": seeds, "slowest_s": slowest})
+            );
+        } else {
+            println!(
+                "{case:?}: {seeds} seeds, every read right, the slowest in {slowest:.3} s of virtual time"
+            );
+        }
     }
     Ok(())
 }

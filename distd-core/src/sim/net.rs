@@ -13,6 +13,7 @@ use crate::ppspp::engine::{Event, FetchId, HashRequest, Role};
 use crate::tree::{HashedRun, VerifiedMunro};
 use crate::unit::BlockRange;
 
+use super::amplification::Ledger;
 use super::content::Log;
 use super::node::{Node, Nodes};
 
@@ -55,6 +56,7 @@ pub struct Net {
     pub rng: SmallRng,
     /// Digest of all that arrived, and when, if it was asked for.
     digest: Option<blake3::Hasher>,
+    amplification: Ledger,
     /// By arrival.
     wire: BTreeMap<(Instant, u64), Flight>,
     sequence: u64,
@@ -72,6 +74,7 @@ impl Net {
             weather,
             rng,
             digest: None,
+            amplification: Ledger::default(),
             wire: BTreeMap::new(),
             sequence: 0,
         }
@@ -106,6 +109,7 @@ impl Net {
     /// A node dials another one.
     pub fn connect(&mut self, from: usize, to: usize) {
         let address = self.nodes[to].address;
+        self.amplification.on_dial(from, address);
         let node = &mut self.nodes[from];
         node.engine.connect(self.now, node.swarm, address);
     }
@@ -203,6 +207,9 @@ impl Net {
                 node.sent.push((now, transmit.to, datagram.clone()));
             }
             if !node.dead {
+                if node.tamper.is_none() {
+                    self.amplification.on_sent(at, transmit.to, &datagram);
+                }
                 self.inject(from, transmit.to, &datagram);
             }
         }
@@ -247,6 +254,7 @@ impl Net {
             digest.update(datagram);
         }
         if let Some(at) = self.nodes.at(&to).filter(|at| !self.nodes[*at].dead) {
+            self.amplification.on_received(at, from, datagram);
             self.nodes[at].engine.handle_datagram(self.now, from, datagram);
         }
     }
