@@ -56,7 +56,7 @@ pub struct Node {
     pub engine: Engine,
     /// Its only swarm.
     pub swarm: SwarmKey,
-    /// Where it is reached.
+    /// Where it is reached; changed by `Net::move_to`.
     pub address: SocketAddr,
     /// What the swarm is about.
     pub log: Rc<Log>,
@@ -241,6 +241,16 @@ impl IndexMut<usize> for Nodes {
     fn index_mut(&mut self, at: usize) -> &mut Node {
         self.touched.insert(at);
         &mut self.list[at]
+    }
+}
+
+impl<'a> IntoIterator for &'a mut Nodes {
+    type Item = &'a mut Node;
+    type IntoIter = std::slice::IterMut<'a, Node>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.touched.extend(0..self.list.len());
+        self.list.iter_mut()
     }
 }
 

@@ -85,8 +85,8 @@ fn verified_bytes_are_counted_by_who_sent_them() {
     let (origin, node) = (net.add_origin(&log), net.add(&log, None));
     let relay = net.add_as(&log, Some(log.blocks()), Role::Relay);
     let (near, elsewhere) = (net.add(&log, Some(log.blocks())), net.add(&log, Some(log.blocks())));
-    net.nodes[near].address = SocketAddr::from(([203, 0, 113, 5], 7574));
-    net.nodes[elsewhere].address = SocketAddr::from(([198, 51, 100, 5], 7574));
+    net.move_to(near, SocketAddr::from(([203, 0, 113, 5], 7574)));
+    net.move_to(elsewhere, SocketAddr::from(([198, 51, 100, 5], 7574)));
     net.connect(node, near);
     net.run_for(Duration::from_millis(200));
     assert_eq!(report(&net, node, net.nodes[near].address).kind, PeerKind::Other);
