@@ -134,16 +134,18 @@ fn check(
     if blocks < log.blocks().count {
         return Err(format!("{blocks} blocks of {}", log.blocks().count));
     }
-    let lied = |address: SocketAddr| {
-        let downs = node.events.iter().filter_map(|event| match event {
-            Event::PeerDown { address, reason, .. } => Some((*address, *reason)),
+    let ends = |address: SocketAddr| {
+        node.events.iter().filter_map(move |event| match event {
+            Event::PeerDown { address: of, reason, .. } if *of == address => Some(*reason),
             _ => None,
-        });
-        downs.filter(|(of, why)| *of == address && matches!(why, DownReason::Lied { .. })).count()
+        })
+    };
+    let lied = |address: SocketAddr| {
+        ends(address).filter(|why| matches!(why, DownReason::Lied { .. })).count()
     };
     for peer in honest.iter().map(|at| net.nodes[*at].address) {
-        if lied(peer) > 0 {
-            return Err(format!("{peer} is honest and was blamed"));
+        if let Some(reason) = ends(peer).next() {
+            return Err(format!("{peer} is honest and was sent away: {reason}"));
         }
     }
     for peer in others.iter().map(|at| net.nodes[*at].address) {

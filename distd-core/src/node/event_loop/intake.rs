@@ -68,6 +68,7 @@ impl EventLoop {
                 // A small cache may have evicted it meanwhile, and said so.
                 let mut held = vec![blocks];
                 for gone in joined.shared.log.missing(blocks) {
+                    self.driver.engine.release(Instant::now(), swarm, gone);
                     held = held.into_iter().flat_map(|part| part.without(gone)).collect();
                 }
                 for part in held {
@@ -75,6 +76,8 @@ impl EventLoop {
                 }
             }
             Err(error) => {
+                // Peers that wait for it are told that it is not here.
+                self.driver.engine.release(Instant::now(), swarm, blocks);
                 let uncached = &joined.shared.counters.uncached_runs;
                 uncached.fetch_add(runs as u64, Ordering::Relaxed);
                 if !std::mem::replace(&mut self.full_logged, true) {

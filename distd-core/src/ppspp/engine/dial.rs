@@ -249,7 +249,7 @@ impl Engine {
             swarm.ledger.unassign(first, index);
         }
         swarm.ledger.forget_channel(index);
-        swarm.turns.forget_channel(index);
+        swarm.turns.forget_channel(now, index);
         swarm.placed.retain(|other| *other != index);
         swarm.ledger.withdrawn.retain(|(of, _)| *of != index);
         let lied = matches!(reason, DownReason::Lied { .. } | DownReason::ForgedMunro);

@@ -20,7 +20,8 @@ use super::channel::ChannelIndex;
 use super::event::{Class, FetchId, SwarmKey};
 use super::interval::IntervalSet;
 use super::limits::{
-    ERRANDS_MAX, ERRANDS_WAITED_BLOCKS_MAX, FETCHES_MAX, RUNS_MAX, SOURCES_PER_RUN, TRIED_MAX,
+    ERRANDS_MAX, ERRANDS_WAITED_BLOCKS_MAX, FETCHES_MAX, RECOUNT_SPANS_MIN, RUNS_MAX,
+    SOURCES_PER_RUN, TRIED_MAX,
 };
 use super::turns::{Climb, HOPS, Piece, pieces};
 
@@ -94,6 +95,8 @@ pub(super) struct Ledger {
     /// Blocks that some fetch wants, and at least those that two or more do.
     wanted: IntervalSet,
     shared: IntervalSet,
+    /// At so many intervals of both they are counted anew.
+    recount_at: usize,
     /// Blocks that are fetched for peers, by class, and by how many fetches.
     errands: [IntervalSet; 2],
     errand_count: usize,
@@ -128,6 +131,7 @@ impl Ledger {
             withdrawn: Vec::new(),
             wanted: IntervalSet::default(),
             shared: IntervalSet::default(),
+            recount_at: RECOUNT_SPANS_MIN,
             errands: Default::default(),
             errand_count: 0,
             arm: Vec::new(),
@@ -196,7 +200,18 @@ impl Ledger {
         take(&self.errands[Class::Waited.index()]);
         if class == Class::Background {
             take(&self.errands[Class::Background.index()]);
-            if self.wanted.first_within(start, end).is_some() {
+        }
+        if lacking.is_empty() {
+            return true;
+        }
+        if class == Class::Background {
+            let is_wanted = |(start, end)| self.wanted.first_within(start, end).is_some();
+            if lacking.iter().any(is_wanted) {
+                let mut take = |others: &IntervalSet| {
+                    others
+                        .iter_within(start, end)
+                        .for_each(|(start, end)| lacking.remove(start, end));
+                };
                 let ids = self.unplanned[Class::Background.index()].iter();
                 ids.filter_map(|id| self.fetches.get(id)).for_each(|fetch| take(&fetch.todo));
             }
@@ -230,8 +245,15 @@ impl Ledger {
         if left.is_empty() {
             return left;
         }
+        for others in &self.errands {
+            others.iter_within(start, end).for_each(|(start, end)| left.remove(start, end));
+        }
+        let is_wanted = |(start, end)| self.wanted.first_within(start, end).is_some();
+        if !left.iter().any(is_wanted) {
+            return left;
+        }
         let todo = self.unplanned.iter().flatten().filter_map(|id| self.fetches.get(id));
-        for others in self.errands.iter().chain(todo.map(|fetch| &fetch.todo)) {
+        for others in todo.map(|fetch| &fetch.todo) {
             others.iter_within(start, end).for_each(|(start, end)| left.remove(start, end));
         }
         let from = (start << BLOCK_LAYER).saturating_sub((1 << GRANULE_LAYER) - 1);
@@ -257,11 +279,13 @@ impl Ledger {
         waiters.map(|fetch| fetch.hops).max().unwrap_or(0)
     }
 
+    /// Whether anything is fetched for peers.
+    pub(super) fn has_errands(&self) -> bool {
+        self.errand_count > 0
+    }
+
     /// Fetches for peers of which `offered` says of no part that somebody has it.
     pub(super) fn hopeless_errands(&self, offered: impl Fn(u64, u64) -> bool) -> Vec<FetchId> {
-        if self.errand_count == 0 {
-            return Vec::new();
-        }
         let errands = self.fetches.iter().filter(|(_, fetch)| fetch.errand);
         let hopeless =
             errands.filter(|(_, fetch)| !offered(fetch.blocks.start.0, fetch.blocks.end().0));
@@ -553,14 +577,16 @@ impl Ledger {
             self.errands[fetch.class.index()].remove(start, end);
             self.errand_count -= 1;
         }
-        self.unwant(start, end);
+        let mut unwanted_blocks = fetch.todo.clone();
         let unplanned = &mut self.unplanned[fetch.class.index()];
         if let Some(at) = unplanned.iter().position(|other| *other == id) {
             unplanned.remove(at);
         }
         if fetch.runs > 0 {
             let mut unwanted = Vec::new();
-            for (first, run) in self.runs.range_mut(start << BLOCK_LAYER..end << BLOCK_LAYER) {
+            // It may have joined a run that begins before it.
+            let from = (start << BLOCK_LAYER).saturating_sub((1 << GRANULE_LAYER) - 1);
+            for (first, run) in self.runs.range_mut(from..end << BLOCK_LAYER) {
                 if let Some(at) = run.waiters.iter().position(|waiter| *waiter == id) {
                     run.waiters.swap_remove(at);
                     if run.waiters.is_empty() {
@@ -574,21 +600,98 @@ impl Ledger {
                     self.pending.remove(&place);
                     self.parked.remove(&place);
                     self.withdrawn.extend(run.sources.iter().map(|source| (*source, first)));
+                    let chunks = run.bin.chunks();
+                    unwanted_blocks
+                        .insert(chunks.start.0 >> BLOCK_LAYER, chunks.end.0 >> BLOCK_LAYER);
                 }
             }
         }
+        self.unwant(&unwanted_blocks);
         Some(fetch.tried)
     }
 
-    /// One fetch of blocks `start..end` fewer.
-    fn unwant(&mut self, start: u64, end: u64) {
+    /// One fetch fewer wants these blocks, and they are not here. What others may want, too, stays.
+    fn unwant(&mut self, blocks: &IntervalSet) {
         if self.fetches.is_empty() {
             (self.wanted, self.shared) = Default::default();
             return;
         }
-        let mut alone = IntervalSet::default();
-        alone.insert(start, end);
-        self.shared.iter_within(start, end).for_each(|(start, end)| alone.remove(start, end));
-        alone.iter().for_each(|(start, end)| self.wanted.remove(start, end));
+        for (start, end) in blocks.iter() {
+            let mut alone = IntervalSet::default();
+            alone.insert(start, end);
+            self.shared.iter_within(start, end).for_each(|(start, end)| alone.remove(start, end));
+            alone.iter().for_each(|(start, end)| self.wanted.remove(start, end));
+        }
+        if self.wanted.len() + self.shared.len() > self.recount_at {
+            self.recount();
+        }
+    }
+
+    /// Blocks that ended fetches shared are of no more interest.
+    fn recount(&mut self) {
+        let (mut wanted, mut shared) = (IntervalSet::default(), IntervalSet::default());
+        let mut want = |start: u64, end: u64| {
+            wanted.iter_within(start, end).for_each(|(start, end)| shared.insert(start, end));
+            wanted.insert(start, end);
+        };
+        for run in self.runs.values() {
+            let chunks = run.bin.chunks();
+            want(chunks.start.0 >> BLOCK_LAYER, chunks.end.0 >> BLOCK_LAYER);
+        }
+        for fetch in self.fetches.values() {
+            fetch.todo.iter().for_each(|(start, end)| want(start, end));
+        }
+        self.recount_at = RECOUNT_SPANS_MIN.max(2 * (wanted.len() + shared.len()));
+        (self.wanted, self.shared) = (wanted, shared);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_ends_with_the_last_fetch_that_joined_it() {
+        let mut ledger = Ledger::new(SwarmKey(1));
+        let mut fetch = |start: u64, count: u64| {
+            let id = ledger.next_id();
+            let blocks = BlockRange::new(BlockIndex(start), count);
+            assert!(ledger.insert(id, blocks, Class::Waited, Instant::now()));
+            ledger.expand_waited();
+            id
+        };
+        let (granule, inside) = (fetch(0, 4), fetch(2, 1));
+        let other = fetch(100, 1);
+        assert_eq!(ledger.runs.len(), 2);
+        ledger.remove(granule);
+        ledger.remove(inside);
+        assert_eq!(ledger.runs.len(), 1);
+        assert!(ledger.wanted.first_within(0, 4).is_none() || !ledger.shared.is_empty());
+        ledger.recount();
+        assert!(ledger.wanted.first_within(0, 4).is_none() && ledger.shared.is_empty());
+        ledger.remove(other);
+        assert!(ledger.runs.is_empty() && ledger.wanted.is_empty());
+    }
+
+    #[test]
+    fn what_ended_fetches_shared_does_not_pile_up() {
+        let mut ledger = Ledger::new(SwarmKey(1));
+        let id = ledger.next_id();
+        assert!(ledger.insert(
+            id,
+            BlockRange::new(BlockIndex(0), 1),
+            Class::Waited,
+            Instant::now()
+        ));
+        for block in 1..4 * RECOUNT_SPANS_MIN as u64 {
+            let pair = [Class::Background, Class::Waited].map(|class| {
+                let id = ledger.next_id();
+                let blocks = BlockRange::new(BlockIndex(2 * block), 1);
+                assert!(ledger.insert(id, blocks, class, Instant::now()));
+                id
+            });
+            pair.into_iter().for_each(|id| drop(ledger.remove(id)));
+        }
+        assert!(ledger.wanted.len() + ledger.shared.len() <= RECOUNT_SPANS_MIN + 2);
     }
 }

@@ -126,6 +126,8 @@ pub const AWAITED_BLOCKS_MAX: u64 = 4096;
 pub const AWAITED_SPANS_MAX: usize = 1024;
 /// Stretches that one search for background work looks at: 1 GiB ahead of the first that is wanted.
 pub const STRETCHES_SOUGHT_MAX: usize = 4096;
+/// Intervals of wanted blocks up to which those of ended fetches may stay among them.
+pub const RECOUNT_SPANS_MIN: usize = 4096;
 /// Places that a peer may tell on one channel: a relay moves up as it meets those above it.
 pub const PLACES_MAX: u32 = 32;
 /// Fetches for peers, per swarm: few of [`FETCHES_MAX`], which are there for our own readers.

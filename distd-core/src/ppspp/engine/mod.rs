@@ -272,6 +272,7 @@ impl Engine {
         });
         for (index, above) in served.collect::<Vec<_>>() {
             let Some(channel) = self.channels.get_mut(index) else { continue };
+            channel.source.on_held(start, end);
             if channel.source.awaited.first_within(start, end).is_some() {
                 channel.source.awaited.remove(start, end);
                 channel.told.news_at = Some(now);
@@ -287,8 +288,19 @@ impl Engine {
 
     /// Blocks are no longer stored: requests for them are answered with MISS.
     pub fn release(&mut self, _now: Instant, key: SwarmKey, blocks: BlockRange) {
-        if let Some(swarm) = self.swarms.get_mut(&key) {
-            swarm.held.remove(blocks.start.0, blocks.end().0);
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        let (start, end) = (blocks.start.0, blocks.end().0);
+        swarm.held.remove(start, end);
+        for index in swarm.members.clone() {
+            let Some(channel) = self.channels.get_mut(index) else { continue };
+            let awaited: Vec<_> = channel.source.awaited.iter_within(start, end).collect();
+            for (start, end) in &awaited {
+                channel.source.awaited.remove(*start, *end);
+                channel.serve.miss(*start, *end);
+            }
+            if !awaited.is_empty() {
+                self.mark_control(index);
+            }
         }
     }
 

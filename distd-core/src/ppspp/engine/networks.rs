@@ -6,6 +6,10 @@ use std::net::IpAddr;
 /// Networks that are kept; those beyond are not known as our own.
 const NETWORKS_MAX: usize = 256;
 
+/// Leading bits of the widest network that may be our own.
+const IPV4_BITS_MIN: u8 = 8;
+const IPV6_BITS_MIN: u8 = 32;
+
 /// The networks that this machine reaches without a gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(Vec<(u128, u128)>);
@@ -16,10 +20,12 @@ impl Networks {
         Self(Vec::new())
     }
 
-    /// Networks, each an address in it and how many leading bits of that count. Without any bit
-    /// that would be the whole Internet: such a one is left out.
+    /// Networks, each an address in it and how many leading bits of that count. Tunnels that take all
+    /// traffic come as halves of the Internet: what is wider than any network of machines is left out.
     pub fn new(networks: impl IntoIterator<Item = (IpAddr, u8)>) -> Self {
-        let counts = |(_, bits): &(IpAddr, u8)| *bits > 0;
+        let counts = |(address, bits): &(IpAddr, u8)| {
+            *bits >= if address.is_ipv4() { IPV4_BITS_MIN } else { IPV6_BITS_MIN }
+        };
         let networks = networks.into_iter().filter(counts).filter_map(|(address, bits)| {
             let bits = if address.is_ipv4() { 96 + u32::from(bits) } else { u32::from(bits) };
             let mask = !u128::MAX.checked_shr(bits).unwrap_or(0);
@@ -87,7 +93,15 @@ mod tests {
 
     #[test]
     fn a_default_route_and_nonsense_make_nobody_near() {
-        let networks = [("0.0.0.0", 0), ("::", 0), ("203.0.113.1", 33), ("2001:db8::1", 129)];
+        let networks = [
+            ("0.0.0.0", 0),
+            ("0.0.0.0", 1),
+            ("128.0.0.0", 1),
+            ("::", 0),
+            ("2000::", 3),
+            ("203.0.113.1", 33),
+            ("2001:db8::1", 129),
+        ];
         let networks = Networks::new(networks.map(|(address, bits)| (ip(address), bits)));
         assert_eq!(networks, Networks::none());
         let many = (0..10_000u32).map(|i| (IpAddr::from(i.to_be_bytes()), 32));
@@ -96,7 +110,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_network_holds_what_begins_with_its_bits(a: u32, b: u32, bits in 1u8..=32) {
+        fn a_network_holds_what_begins_with_its_bits(a: u32, b: u32, bits in 8u8..=32) {
             let networks = Networks::new([(IpAddr::from(a.to_be_bytes()), bits)]);
             let address = IpAddr::from(b.to_be_bytes());
             let shift = 32 - u32::from(bits);

@@ -53,7 +53,7 @@ pub(super) fn plan(
     if (refreshed || grown) && !swarm.turns.is_flat() {
         climb_background(now, swarm, channels, &mut asked);
     }
-    if refreshed && swarm.turns.is_cut_off(now) {
+    if swarm.ledger.has_errands() && swarm.turns.is_cut_off(now) {
         swarm.hopeless = hopeless_errands(swarm, channels);
     }
     assign_pending(now, swarm, channels, budget, &mut asked);

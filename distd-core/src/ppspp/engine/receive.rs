@@ -381,7 +381,8 @@ impl Receive<'_> {
         let (start, end) = (chunks.start.0 >> BLOCK_LAYER, chunks.end.0.div_ceil(1 << BLOCK_LAYER));
         // Nothing is wanted behind the end of the signed log, and no more looked at than may be taken.
         let signed = self.swarm.newest.map_or(u64::MAX, |newest| newest.munro().blocks().end().0);
-        let mut until = end.min(signed).min(start.saturating_add(AWAITED_BLOCKS_MAX));
+        let taken = end.min(signed).min(start.saturating_add(AWAITED_BLOCKS_MAX));
+        let mut until = taken;
         let mut lacking = IntervalSet::default();
         lacking.insert(start, until);
         let awaited = &self.channel.source.awaited;
@@ -410,7 +411,10 @@ impl Receive<'_> {
             let new = end - start - known;
             let piece = Piece { start, end, hops: hops - 1 };
             if new > room || !self.swarm.ledger.insert_errand(piece, class, deadline) {
-                self.channel.serve.miss(start, end);
+                let mut refused = IntervalSet::default();
+                refused.insert(start, end);
+                awaited.iter_within(start, end).for_each(|(from, to)| refused.remove(from, to));
+                refused.iter().for_each(|(from, to)| self.channel.serve.miss(from, to));
                 continue;
             }
             room -= new;
@@ -419,7 +423,8 @@ impl Receive<'_> {
                 self.swarm.turns.claim(start, end, deadline);
             }
         }
-        self.channel.serve.miss(until.max(start), end);
+        // What is held and was not said for lack of room is not denied.
+        self.channel.serve.miss(taken.max(start), end);
         self.swarm.dirty = true;
     }
 

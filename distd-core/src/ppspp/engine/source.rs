@@ -20,7 +20,7 @@ use super::fetch::Sought;
 use super::flight::{Delivery, Flight, Hashing, LANES, Lane, lane};
 use super::interval::IntervalSet;
 use super::limits::{
-    AWAITED_BLOCKS_MAX, AWAITED_SPANS_MAX, CREDIT_MAX, FLIGHTS_MAX, HASHLESS_MAX, HOLD_BACKGROUND,
+    AWAITED_BLOCKS_MAX, AWAITED_SPANS_MAX, CREDIT_MAX, ERRAND_MAX, FLIGHTS_MAX, HASHLESS_MAX,
     PASSED_OVER, WAITED_BYTES_EXTRA, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN,
 };
 use super::offered::Offered;
@@ -102,9 +102,9 @@ pub(super) struct Source {
     pub(super) sought: Option<(u64, Sought)>,
     /// Blocks that it asked us to fetch and that are not here yet.
     pub(super) awaited: IntervalSet,
-    /// Blocks that we asked it to fetch and of which it has said nothing yet, and when that was last.
+    /// Blocks that we asked it to fetch and of which it has said nothing yet, and since when.
     wished: IntervalSet,
-    wished_at: Instant,
+    wished_since: Instant,
     /// When it last said that it holds something that was not known of it.
     progress_at: Instant,
     /// It let us wait in vain: until when it is passed over, and how often that was.
@@ -138,7 +138,7 @@ impl Source {
             sought: None,
             awaited: IntervalSet::default(),
             wished: IntervalSet::default(),
-            wished_at: now,
+            wished_since: now,
             progress_at: now,
             passed_over: (None, 0),
             flights: BTreeMap::new(),
@@ -447,8 +447,11 @@ impl Source {
     /// Asks it to fetch what it does not have.
     pub(super) fn wish(&mut self, now: Instant, ask: Ask, hops: u8) {
         let chunks = ask.chunks;
+        // What it was asked for long ago it has forgotten, even if what it said was lost.
+        if self.wished.is_empty() || now >= self.wished_since + ERRAND_MAX {
+            (self.wished, self.wished_since) = (IntervalSet::default(), now);
+        }
         self.wished.insert(chunks.start.0 >> BLOCK_LAYER, chunks.end.0 >> BLOCK_LAYER);
-        self.wished_at = now;
         if let Some((last, _)) = self.wishes.last_mut().filter(|(last, last_hops)| {
             *last_hops == hops && last.class == ask.class && last.chunks.end == ask.chunks.start
         }) {
@@ -459,16 +462,24 @@ impl Source {
         self.wishes.push((ask, hops));
     }
 
-    /// It said that it holds blocks `start..end`.
+    /// It said that it holds blocks `start..end`. Only what it was asked for makes good what it let us
+    /// wait for in vain.
     pub(super) fn on_have(&mut self, start: u64, end: u64) {
         self.awaited.remove(start, end);
+        if self.wished.first_within(start, end).is_some() {
+            self.passed_over = (None, 0);
+        }
+        self.wished.remove(start, end);
+    }
+
+    /// Blocks `start..end` are here: nobody need fetch them for us.
+    pub(super) fn on_held(&mut self, start: u64, end: u64) {
         self.wished.remove(start, end);
     }
 
     /// It said that it holds something that was not known of it.
     pub(super) fn on_progress(&mut self, now: Instant) {
         self.progress_at = now;
-        self.passed_over = (None, 0);
     }
 
     /// It said that it does not hold blocks `start..end`, nor fetch them.
@@ -478,7 +489,7 @@ impl Source {
     }
 
     /// Whether it was asked to fetch as much as it takes; background work leaves a quarter to
-    /// readers. What it was asked for long ago it has forgotten, even if what it said was lost.
+    /// readers.
     pub(super) fn is_sated(&self, now: Instant, class: Class) -> bool {
         let most = match class {
             Class::Waited => AWAITED_BLOCKS_MAX,
@@ -486,7 +497,7 @@ impl Source {
         };
         let full = self.wished.count() + STRETCH_BLOCKS > most
             || self.wished.len() >= AWAITED_SPANS_MAX / 2;
-        full && now < self.progress_at.max(self.wished_at) + HOLD_BACKGROUND
+        full && now < self.wished_since + ERRAND_MAX
     }
 
     pub(super) fn progress_at(&self) -> Instant {

@@ -175,9 +175,8 @@ pub(super) struct Turns {
     /// When something that waits here is to be looked at.
     pub(super) tick_at: Option<Instant>,
     looked_at: Option<Instant>,
-    /// Since when nobody above answers, and whether somebody there is silent.
+    /// Since when nobody above answers.
     cut_off: Option<Instant>,
-    silent_above: bool,
     /// Background work waits for others.
     waiting: bool,
 }
@@ -196,7 +195,6 @@ impl Turns {
             tick_at: None,
             looked_at: None,
             cut_off: None,
-            silent_above: false,
             waiting: false,
         }
     }
@@ -235,13 +233,11 @@ impl Turns {
         self.claims.retain(|_, until| *until > now);
         let mut above: BTreeMap<u8, Vec<(u64, ChannelIndex)>> = BTreeMap::new();
         let mut least_above = Duration::MAX;
-        self.silent_above = false;
         for index in members {
             let Some(channel) = channels.get(*index) else { continue };
             let Some(place) = channel.place else { continue };
             let level = channel.level(self.place.level).unwrap_or(place.level);
             if channel.source.is_silent() || channel.source.choked {
-                self.silent_above |= level < self.place.level;
                 continue;
             }
             if level < self.place.level {
@@ -260,11 +256,14 @@ impl Turns {
         true
     }
 
-    /// Whether nobody stands above us who could have what nobody here has. Who is silent may be behind
-    /// a full line: it gets some time.
-    pub(super) fn is_cut_off(&self, now: Instant) -> bool {
-        let until = self.cut_off.map(|at| if self.silent_above { at + CUT_OFF_AFTER } else { at });
-        self.greeting.is_none() && until.is_some_and(|until| until <= now)
+    /// Whether nobody stands above us who could have what nobody here has. Who is silent or gone may
+    /// come back soon: it gets some time.
+    pub(super) fn is_cut_off(&mut self, now: Instant) -> bool {
+        let Some(until) = self.cut_off.map(|at| at + CUT_OFF_AFTER) else { return false };
+        if until > now {
+            self.tick(until);
+        }
+        until <= now && self.greeting.is_none()
     }
 
     /// Whether everybody who has something may be asked for it: there are no equals, and one level
@@ -605,9 +604,13 @@ impl Turns {
     }
 
     /// A channel is gone: its index may become another peer's.
-    pub(super) fn forget_channel(&mut self, index: ChannelIndex) {
+    pub(super) fn forget_channel(&mut self, now: Instant, index: ChannelIndex) {
         self.equals.retain(|equal| equal.index != index);
         self.tiers.iter_mut().for_each(|(_, members)| members.retain(|(_, i)| *i != index));
+        self.tiers.retain(|(_, members)| !members.is_empty());
+        if self.tiers.is_empty() {
+            self.cut_off.get_or_insert(now);
+        }
         self.owners.clear();
         for climb in self.climbs.values_mut() {
             climb.forget_channel(index);

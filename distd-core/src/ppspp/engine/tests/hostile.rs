@@ -671,4 +671,7 @@ fn a_relay_that_is_cut_off_says_so_at_once() {
     again.say(&mut net, relay, &[wish(blocks(0, 64), WireClass::Background, 30_000)]);
     net.run_for(Duration::from_millis(500));
     assert_eq!(missed(&net, relay, &again).len(), 64);
+    again.say(&mut net, relay, &[wish(blocks(64, 64), WireClass::Background, 30_000)]);
+    net.run_for(Duration::from_millis(500));
+    assert_eq!(missed(&net, relay, &again).len(), 128, "nor does it take another time");
 }
