@@ -70,7 +70,9 @@ pub(crate) fn run(case: Case, seed: u64) -> Result<Duration, String> {
     }
     net.run_for(Duration::from_millis(100));
     if case == Case::Silent {
-        others.iter().for_each(|other| net.nodes[*other].dead = true);
+        for other in &others {
+            net.nodes[*other].dead = true;
+        }
     }
     let now = net.now;
     let class = if net.rng.random() { Class::Waited } else { Class::Background };
@@ -83,13 +85,15 @@ pub(crate) fn run(case: Case, seed: u64) -> Result<Duration, String> {
 fn tamper(case: Case) -> Option<Tamper> {
     match case {
         Case::Silent => None,
-        Case::Attackers => Some(noise),
-        Case::LiarsTenth | Case::LiarsHalf | Case::LiarsNine => Some(lie),
+        Case::Attackers => Some(|datagram, rng| noise(datagram, rng)),
+        Case::LiarsTenth | Case::LiarsHalf | Case::LiarsNine => {
+            Some(|datagram, rng| lie(datagram, rng))
+        }
     }
 }
 
 /// Some content, or a hash before it, is not what was signed.
-fn lie(datagram: &mut Vec<u8>, rng: &mut SmallRng) {
+fn lie(datagram: &mut [u8], rng: &mut SmallRng) {
     if datagram.len() > CONTENT_BYTES && rng.random_bool(0.3) {
         let at = rng.random_range(datagram.len() - CONTENT_BYTES..datagram.len());
         datagram[at] ^= 1 << rng.random_range(0..8);
@@ -97,7 +101,7 @@ fn lie(datagram: &mut Vec<u8>, rng: &mut SmallRng) {
 }
 
 /// Anything behind the channel's id.
-fn noise(datagram: &mut Vec<u8>, rng: &mut SmallRng) {
+fn noise(datagram: &mut [u8], rng: &mut SmallRng) {
     if datagram.len() > 4 && rng.random_bool(0.5) {
         let at = rng.random_range(4..datagram.len());
         rng.fill(&mut datagram[at..]);

@@ -279,7 +279,9 @@ impl Net {
             for node in &self.nodes {
                 println!("{:?}", node.engine.counters(node.swarm));
                 let peers = node.engine.peers(self.now, node.swarm, false);
-                peers.into_iter().for_each(|peer| println!("{peer:?}"));
+                for peer in peers {
+                    println!("{peer:?}");
+                }
             }
         }
         assert_eq!(self.nodes[at].outcome(fetch), Some(true), "the fetch failed");

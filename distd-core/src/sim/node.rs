@@ -205,6 +205,12 @@ impl Nodes {
         self.list.iter()
     }
 
+    /// One after the other, all of them to be looked at again.
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, Node> {
+        self.touched.extend(0..self.list.len());
+        self.list.iter_mut()
+    }
+
     pub(super) fn move_to(&mut self, at: usize, address: SocketAddr) {
         let before = std::mem::replace(&mut self.list[at].address, address);
         self.numbers.remove(&before);
@@ -249,8 +255,7 @@ impl<'a> IntoIterator for &'a mut Nodes {
     type IntoIter = std::slice::IterMut<'a, Node>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.touched.extend(0..self.list.len());
-        self.list.iter_mut()
+        self.iter_mut()
     }
 }
 

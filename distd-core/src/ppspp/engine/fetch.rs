@@ -690,7 +690,9 @@ mod tests {
                 assert!(ledger.insert(id, blocks, class, Instant::now()));
                 id
             });
-            pair.into_iter().for_each(|id| drop(ledger.remove(id)));
+            for id in pair {
+                ledger.remove(id);
+            }
         }
         assert!(ledger.wanted.len() + ledger.shared.len() <= RECOUNT_SPANS_MIN + 2);
     }
