@@ -8,8 +8,10 @@ use crate::ppspp::codec::{ChannelId, MessageSet, MessageType};
 
 use super::acks::Acks;
 use super::announce::Told;
-use super::event::SwarmKey;
-use super::limits::{DEAD_AFTER, DEAD_SENT_MIN, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, KEEP_ALIVE};
+use super::event::{Class, SwarmKey};
+use super::limits::{
+    DEAD_AFTER, DEAD_SENT_MIN, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, KEEP_ALIVE, SILENCE_BACKGROUND,
+};
 use super::meter::Meter;
 use super::rtt::Rtt;
 use super::serve::Serve;
@@ -175,6 +177,16 @@ impl Channel {
         self.traffic.sent_at = now;
         self.traffic.unheard = self.traffic.unheard.saturating_add(datagrams as u32);
         self.traffic.sent.add(now, bytes);
+    }
+
+    /// Whether the peer is silent for too long to be waited for. Readers go elsewhere at once; the
+    /// background gives a busy machine time, for all of its level would turn to the injector.
+    pub(super) fn is_out_of_reach(&self, now: Instant, class: Class) -> bool {
+        let patience = match class {
+            Class::Waited => Duration::ZERO,
+            Class::Background => SILENCE_BACKGROUND,
+        };
+        self.source.is_silent() && now >= self.traffic.heard_at + patience
     }
 
     /// Whether it is time to acknowledge something.

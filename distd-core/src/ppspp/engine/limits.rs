@@ -93,6 +93,8 @@ pub const CREDIT_MAX: u64 = 1 << 17;
 pub const SIGNATURE_CHECKS_PER_MINUTE: u32 = 8;
 /// Stretches whose owner is remembered; beyond, all are computed anew.
 pub const OWNERS_MAX: usize = 4096;
+/// How long a member above us may be silent before the background turns to those above it.
+pub const SILENCE_BACKGROUND: Duration = Duration::from_secs(2);
 /// How long all above may be silent before what peers want of them is given up.
 pub const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
 /// Stretches remembered that equals asked for; further ones are fetched without.

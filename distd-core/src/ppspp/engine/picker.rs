@@ -255,7 +255,7 @@ fn deal_rank(
                 break;
             }
             let address = channel.address;
-            let Some(first) = next_background(swarm, channels, rank, index) else {
+            let Some(first) = next_background(now, swarm, channels, rank, index) else {
                 let epoch = swarm.turns.epoch;
                 if let Some(channel) = channels.get_mut(index)
                     && !swarm.ledger.is_full()
@@ -278,6 +278,7 @@ fn deal_rank(
 /// Makes a run of background work that this member has. What comes from above is our share of what
 /// nobody nearer has.
 fn next_background(
+    now: Instant,
     swarm: &mut Swarm,
     channels: &mut Channels,
     rank: usize,
@@ -295,7 +296,8 @@ fn next_background(
         let nearer: Vec<&IntervalSet> = members
             .iter()
             .filter_map(|index| channels.get(*index))
-            .filter(|c| turns.rank(c) < rank && !c.source.is_silent() && !c.source.choked)
+            .filter(|c| turns.rank(c) < rank && !c.source.choked)
+            .filter(|c| !c.is_out_of_reach(now, Class::Background))
             .map(|channel| &channel.source.availability)
             .collect();
         let first_held = |start: u64, end: u64| {

@@ -8,7 +8,7 @@ use crate::unit::{BlockIndex, BlockRange};
 
 use super::Engine;
 use super::channel::{Channel, State};
-use super::event::{DownReason, SwarmKey};
+use super::event::{Class, DownReason, SwarmKey};
 use super::swarm::Swarm;
 use super::turns::{INJECTOR, NODE};
 
@@ -255,7 +255,7 @@ fn idle(now: Instant, swarm: &Swarm, channel: &Channel) -> Option<Idle> {
         Idle::Choked
     } else if source.is_silent() {
         Idle::Silent
-    } else if source.is_idle(now) {
+    } else if source.is_idle(now, Class::Waited) {
         Idle::PassedOver
     } else if source.outstanding > 0 {
         return None;

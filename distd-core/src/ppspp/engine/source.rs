@@ -107,8 +107,9 @@ pub(super) struct Source {
     wished_since: Instant,
     /// When it last said that it holds something that was not known of it.
     progress_at: Instant,
-    /// It let us wait in vain: until when it is passed over, and how often that was.
-    passed_over: (Option<Instant>, u32),
+    /// It let us wait in vain: until when it is passed over, and how often that was; by class, for a
+    /// reader's patience is short, and what it does not bring at once it brings all the same.
+    passed_over: [(Option<Instant>, u32); 2],
     flights: BTreeMap<u64, Flight>,
     /// The chunks of the flight of which something arrived last; none if it is gone.
     arriving: Range<u64>,
@@ -140,7 +141,7 @@ impl Source {
             wished: IntervalSet::default(),
             wished_since: now,
             progress_at: now,
-            passed_over: (None, 0),
+            passed_over: Default::default(),
             flights: BTreeMap::new(),
             arriving: 0..0,
             hedges: BTreeSet::new(),
@@ -467,7 +468,7 @@ impl Source {
     pub(super) fn on_have(&mut self, start: u64, end: u64) {
         self.awaited.remove(start, end);
         if self.wished.first_within(start, end).is_some() {
-            self.passed_over = (None, 0);
+            self.passed_over = Default::default();
         }
         self.wished.remove(start, end);
     }
@@ -505,21 +506,25 @@ impl Source {
     }
 
     /// It let us wait in vain.
-    pub(super) fn pass_over(&mut self, now: Instant) {
+    pub(super) fn pass_over(&mut self, now: Instant, class: Class) {
         self.wished = IntervalSet::default();
-        let (until, times) = &mut self.passed_over;
+        let (until, times) = &mut self.passed_over[class.index()];
         *until = Some(now + PASSED_OVER * (1 << (*times).min(5)));
         *times += 1;
     }
 
     /// Until when it is, or was, passed over.
     pub(super) fn passed_over_until(&self) -> Option<Instant> {
-        self.passed_over.0
+        self.passed_over.iter().filter_map(|(until, _)| *until).max()
     }
 
-    /// Whether it is passed over.
-    pub(super) fn is_idle(&self, now: Instant) -> bool {
-        self.passed_over.0.is_some_and(|until| until > now)
+    /// Whether it is passed over. Who is no good for the background is none for readers.
+    pub(super) fn is_idle(&self, now: Instant, class: Class) -> bool {
+        let is_passed_over = |class: Class| {
+            let (until, _) = self.passed_over[class.index()];
+            until.is_some_and(|until| until > now)
+        };
+        is_passed_over(class) || is_passed_over(Class::Background)
     }
 
     /// Bytes a second that it delivers at its best.

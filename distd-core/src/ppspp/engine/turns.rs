@@ -237,13 +237,16 @@ impl Turns {
             let Some(channel) = channels.get(*index) else { continue };
             let Some(place) = channel.place else { continue };
             let level = channel.level(self.place.level).unwrap_or(place.level);
-            if channel.source.is_silent() || channel.source.choked {
+            if channel.is_out_of_reach(now, Class::Background) || channel.source.choked {
                 continue;
             }
             if level < self.place.level {
                 above.entry(level).or_default().push((place.id, *index));
                 least_above = least_above.min(channel.rtt.minimum());
-            } else if level == self.place.level && !channel.source.is_idle(now) {
+            } else if level == self.place.level
+                && !channel.source.is_idle(now, Class::Waited)
+                && !channel.source.is_silent()
+            {
                 self.equals.push(Equal { id: place.id, index: *index, near: false });
             }
         }
@@ -323,7 +326,7 @@ impl Turns {
     fn agent(
         &self,
         tier: usize,
-        stretch: u64,
+        Want { stretch, class, .. }: Want,
         now: Instant,
         channels: &Channels,
     ) -> Option<ChannelIndex> {
@@ -332,7 +335,9 @@ impl Turns {
             return None;
         }
         let awake = members.iter().filter(|(_, index)| {
-            channels.get(*index).is_some_and(|channel| !channel.source.is_idle(now))
+            channels.get(*index).is_some_and(|channel| {
+                !channel.source.is_idle(now, class) && !channel.is_out_of_reach(now, class)
+            })
         });
         awake.map(|(id, index)| (weight(*id, stretch), *index)).max().map(|(_, index)| index)
     }
@@ -342,13 +347,18 @@ impl Turns {
         &mut self,
         now: Instant,
         climb: &mut Climb,
-        Want { stretch, class, hops }: Want,
+        want: Want,
         channels: &mut Channels,
         offers: impl Fn(usize) -> bool,
     ) -> Step {
+        let Want { stretch, class, hops } = want;
         loop {
             if let Some(asked) = climb.asked {
-                if let Some(until) = self.patience_until(climb, asked, class, channels)
+                if asked.above && (1..=climb.rung.max(1)).any(&offers) {
+                    climb.asked = None;
+                    return self.take(now, climb.rung.max(1));
+                }
+                if let Some(until) = self.patience_until(now, climb, asked, class, channels)
                     && now < until
                 {
                     self.tick(until);
@@ -375,7 +385,7 @@ impl Turns {
             let next = match rung {
                 _ if hops == 0 => None,
                 0 => owner,
-                _ => self.agent(rung - 1, stretch, now, channels),
+                _ => self.agent(rung - 1, want, now, channels),
             };
             match next {
                 // It takes no more for now: asked again when it has made progress.
@@ -416,13 +426,17 @@ impl Turns {
     /// Until when whoever was asked may take; `None` if it is gone.
     fn patience_until(
         &self,
+        now: Instant,
         climb: &Climb,
         asked: Asked,
         class: Class,
         channels: &Channels,
     ) -> Option<Instant> {
-        let source = &channels.get(asked.index)?.source;
-        if source.is_idle(asked.at) || source.is_silent() {
+        let channel = channels.get(asked.index)?;
+        let source = &channel.source;
+        let gone =
+            if asked.above { channel.is_out_of_reach(now, class) } else { source.is_silent() };
+        if source.is_idle(asked.at, class) || gone {
             return None;
         }
         let hold = self.hold(class, channels);
@@ -493,8 +507,8 @@ impl Turns {
             let source = &mut channel.source;
             let idle =
                 late || source.is_silent() || now >= source.progress_at().max(asked.at) + patience;
-            if idle && !source.is_idle(now) {
-                source.pass_over(now);
+            if idle && !source.is_idle(now, class) {
+                source.pass_over(now, class);
             }
             idle
         });

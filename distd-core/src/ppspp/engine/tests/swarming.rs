@@ -297,3 +297,39 @@ fn a_lone_node_behind_a_relay_gets_a_long_log_from_it_alone() {
     assert_eq!(sent_to(&net, origin, &[node]), 0, "in {took:?}");
     assert!(took < Duration::from_secs(5), "{took:?}; ideal is 2.2 s");
 }
+
+#[test]
+fn readers_behind_relays_wait_for_round_trips_and_no_longer() {
+    for wait_ms in 0..20 {
+        for found in [0, 3, 15, 40, 300].map(Duration::from_millis) {
+            let log = Log::new(1);
+            let mut net = Net::new(40 + wait_ms, FINE);
+            let origin = net.add_origin(&log);
+            let relays = [(); 2].map(|()| net.add_as(&log, None, Role::Relay));
+            for relay in relays {
+                net.connect(relay, relays[0]);
+                net.connect(relay, relays[1]);
+                net.connect(relay, origin);
+            }
+            net.run_for(Duration::from_millis(2 * wait_ms));
+            let node = net.add(&log, None);
+            for other in [relays[0], relays[1], node, origin] {
+                net.connect(node, other);
+            }
+            let fetch = net.nodes[node].fetch(net.now, blocks(200, 1), Class::Waited);
+            let begin = net.now;
+            net.run_for(found);
+            for relay in relays {
+                net.connect(relay, node);
+            }
+            net.run_until_fetched(node, fetch);
+            let took = net.now - begin;
+            net.run_for(Duration::from_secs(1));
+            let next = net.nodes[node].fetch(net.now, blocks(20, 1), Class::Waited);
+            let second = net.run_until_fetched(node, next);
+            // To the relay, perhaps to its equal, to the origin, and back.
+            assert!(took < FINE.delay * 15 + found, "{wait_ms} {found:?}: {took:?}");
+            assert!(second < FINE.delay * 15, "{wait_ms} {found:?}: {second:?}");
+        }
+    }
+}
