@@ -16,12 +16,11 @@ use std::time::{Duration, Instant};
 use distd_core::manifest::profile_text;
 use distd_core::node::{Audience, Node, NodeError, NodeOptions, Swarm};
 use distd_core::store::OpenError;
-use distd_core::unit::{BlockIndex, BlockRange};
 use serde_json::{Value, json};
 
 use crate::control::{Answer, GetRequest, MountRequest, Request, Responder, Wanted};
 use crate::exit::{Complaint, Exit};
-use crate::fs::{Fs, View, merged};
+use crate::fs::{Fs, View, merged, without};
 use crate::mount;
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounts};
 use crate::options::MountOptions;
@@ -564,47 +563,4 @@ fn clamped_timeout(options: &MountOptions) -> Duration {
         );
     }
     wanted.min(safe)
-}
-
-/// The parts of `ranges` that lie in none of `others`; both sorted and merged.
-fn without(ranges: &[BlockRange], others: &[BlockRange]) -> Vec<BlockRange> {
-    let mut left = Vec::new();
-    for range in ranges {
-        let mut at = range.start.0;
-        for other in others.iter().filter(|other| !range.intersection(**other).is_empty()) {
-            if other.start.0 > at {
-                left.push(BlockRange::new(BlockIndex(at), other.start.0 - at));
-            }
-            at = at.max(other.end().0);
-        }
-        if at < range.end().0 {
-            left.push(BlockRange::new(BlockIndex(at), range.end().0 - at));
-        }
-    }
-    left
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::BTreeSet;
-
-    fn ranges() -> impl Strategy<Value = Vec<BlockRange>> {
-        proptest::collection::vec((0u64..60, 1u64..9), 0..12).prop_map(|list| {
-            let range = |(start, count)| BlockRange::new(BlockIndex(start), count);
-            merged(list.into_iter().map(range).collect())
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn the_difference_of_ranges_is_that_of_sets(a in ranges(), b in ranges()) {
-            let set = |ranges: &[BlockRange]| -> BTreeSet<BlockIndex> {
-                ranges.iter().flat_map(|range| range.iter()).collect()
-            };
-            let expected: BTreeSet<_> = set(&a).difference(&set(&b)).copied().collect();
-            prop_assert_eq!(set(&without(&a, &b)), expected);
-        }
-    }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::control::Answer;
 use crate::exit::Complaint;
-use crate::fs::merged;
+use crate::fs::{blocks_of, merged, shared};
 
 use super::Daemon;
 use super::mounted::Mounted;
@@ -70,22 +70,6 @@ fn wanted(swarm: &Swarm, mounts: &[Arc<Mounted>]) -> Wanted {
     Wanted { releases, ranges: merged(ranges) }
 }
 
-fn blocks_of(ranges: &[BlockRange]) -> u64 {
-    ranges.iter().map(|range| range.count).sum()
-}
-
-/// Blocks that lie in both lists; each is sorted and merged.
-fn shared(some: &[BlockRange], others: &[BlockRange]) -> u64 {
-    let (mut some, mut others) = (some.iter().peekable(), others.iter().peekable());
-    let mut count = 0;
-    while let (Some(a), Some(b)) = (some.peek(), others.peek()) {
-        count += a.intersection(**b).count;
-        let next = if a.end() <= b.end() { &mut some } else { &mut others };
-        next.next();
-    }
-    count
-}
-
 /// Bytes by source, of all swarms together.
 pub(super) fn sources<'a>(
     swarms: impl Iterator<Item = &'a distd_core::node::SwarmStatus>,
@@ -99,31 +83,4 @@ pub(super) fn sources<'a>(
         sum.cache_bytes += swarm.sources.cache_bytes;
     }
     json!(sum)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use distd_core::unit::BlockIndex;
-    use proptest::prelude::*;
-    use std::collections::BTreeSet;
-
-    fn ranges() -> impl Strategy<Value = Vec<BlockRange>> {
-        proptest::collection::vec((0u64..60, 1u64..9), 0..12).prop_map(|list| {
-            let range = |(start, count)| BlockRange::new(BlockIndex(start), count);
-            merged(list.into_iter().map(range).collect())
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn what_two_lists_share_is_the_intersection_of_sets(a in ranges(), b in ranges()) {
-            let set = |ranges: &[BlockRange]| -> BTreeSet<BlockIndex> {
-                ranges.iter().flat_map(|range| range.iter()).collect()
-            };
-            let expected = set(&a).intersection(&set(&b)).count() as u64;
-            prop_assert_eq!(shared(&a, &b), expected);
-            prop_assert_eq!(blocks_of(&a), set(&a).len() as u64);
-        }
-    }
 }

@@ -13,6 +13,8 @@ use distd_core::unit::{BlockRange, ByteRange};
 
 use crate::blocks::{Blocks, Unavailable, read_bytes};
 
+use super::ranges::merged;
+
 /// Why a path's blocks are not known.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
@@ -124,41 +126,5 @@ impl<B: Blocks + ?Sized> Walker<'_, B> {
 
     fn read(&self, range: ByteRange) -> Result<Bytes, Unavailable> {
         read_bytes(self.blocks, range, Instant::now() + self.timeout)
-    }
-}
-
-/// Sorted, without overlaps or neighbours that could be one.
-pub fn merged(mut ranges: Vec<BlockRange>) -> Vec<BlockRange> {
-    ranges.sort_unstable();
-    let mut merged: Vec<BlockRange> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end() => {
-                last.count = last.count.max(range.end().0 - last.start.0);
-            }
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use distd_core::unit::BlockIndex;
-    use proptest::prelude::*;
-    use std::collections::BTreeSet;
-
-    proptest! {
-        #[test]
-        fn merging_keeps_each_block_once(list in proptest::collection::vec((0u64..60, 1u64..9), 0..20)) {
-            let ranges: Vec<_> =
-                list.iter().map(|(start, count)| BlockRange::new(BlockIndex(*start), *count)).collect();
-            let plain: BTreeSet<_> = ranges.iter().flat_map(|range| range.iter()).collect();
-            let merged = merged(ranges);
-            let blocks: Vec<_> = merged.iter().flat_map(|range| range.iter()).collect();
-            prop_assert_eq!(blocks, plain.into_iter().collect::<Vec<_>>());
-            prop_assert!(merged.windows(2).all(|pair| pair[0].end() < pair[1].start));
-        }
     }
 }

@@ -10,7 +10,8 @@ use distd_core::unit::{BlockRange, ByteRange};
 
 use crate::blocks::{Blocks, read_bytes};
 
-use super::walk::{WalkError, merged};
+use super::ranges::merged;
+use super::walk::WalkError;
 use super::{ExtentMap, ReleasePlace};
 
 /// Blocks of a file that are looked at together: 64 KiB, about what one page fault brings.
