@@ -52,6 +52,10 @@ pub const TREE_DEPTH_MAX: usize = 512;
 pub const METADATA_EXTENTS_MAX: usize = 4096;
 /// Runs of blocks in a release's profile; what is used later than these is left out.
 pub const PROFILE_RANGES_MAX: usize = 1 << 16;
+/// Bits of a block's address in an EROFS image.
+pub const IMAGE_ADDRESS_BITS: u32 = 32;
+/// Blocks of a release's EROFS metadata image (4 GiB); a release that needs more has none.
+pub const IMAGE_BLOCKS_MAX: u64 = 1 << 20;
 /// Releases in a catalog.
 pub const RELEASES_MAX: usize = 1 << 20;
 /// Addresses in a SOURCE or a metainfo file.
@@ -87,5 +91,6 @@ const _: () = assert!(BLOCK_BYTES == CHUNK_BYTES << BLOCK_LAYER);
 const _: () = assert!(GRANULE_BYTES == CHUNK_BYTES << GRANULE_LAYER);
 const _: () = assert!(MUNRO_BYTES == CHUNK_BYTES << MUNRO_LAYER);
 const _: () = assert!(LOG_MUNROS_MAX.checked_mul(MUNRO_BYTES).is_some());
+const _: () = assert!(IMAGE_BLOCKS_MAX < 1 << IMAGE_ADDRESS_BITS);
 const _: () = assert!(FRAME_LAYER_MIN >= GRANULE_LAYER && DELTA_FRAME_LAYER < MUNRO_LAYER);
 const _: () = assert!(HEAD_BYTES_MAX as u64 == BLOCK_BYTES);

@@ -429,6 +429,7 @@ impl Publication<'_> {
             totals,
             metadata: layout.listed_runs(),
             profile,
+            image: None,
         };
         let release = area.push(&release.encode())?;
         let mut catalog = Catalog { items: self.history.catalog.items.clone() };

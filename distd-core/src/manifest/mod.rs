@@ -22,5 +22,5 @@ pub use extent::{Extent, ExtentList, Extents};
 pub use metainfo::{Metainfo, MetainfoError};
 pub use node::NodeError;
 pub use profile::{Access, Profile, ProfileError, parse_profile, profile_text};
-pub use release::{Catalog, CatalogItem, Release, Totals};
+pub use release::{Catalog, CatalogItem, Release, ReleaseImage, Totals};
 pub use source::{DEFAULT_PORT, PeerAddress, Source, SourceError, SourceOrigin};

@@ -3,8 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::head::check_label;
-use crate::limits::{MESSAGE_BYTES_MAX, METADATA_EXTENTS_MAX, RELEASES_MAX};
-use crate::unit::{BlockRange, ByteRange};
+use crate::limits::{
+    BLOCK_BYTES, IMAGE_ADDRESS_BITS, IMAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX, METADATA_EXTENTS_MAX,
+    RELEASES_MAX,
+};
+use crate::unit::{BlockIndex, BlockRange, ByteRange};
 
 use super::entry::{WireEntry, node_range};
 use super::extent::{Extents, WireExtent};
@@ -46,7 +49,56 @@ pub struct Release {
     pub metadata: Vec<BlockRange>,
     /// Its profile in the log, if it was published with one.
     pub profile: Option<ByteRange>,
+    /// Its EROFS metadata image in the log; `None` if EROFS cannot express it.
+    pub image: Option<ReleaseImage>,
 }
+
+/// Where a release's EROFS metadata image lies: an image of the tree without file content, which it
+/// looks for on devices that show the log.
+///
+/// Its superblock and device table are its block 0, the root's inode begins its block 1: `mount(2)`
+/// reads these two and no other. The first device shows the log from block 0 on, and each further one
+/// goes on where the one before ends; all of them but the last show [`Self::blocks_a_device`] blocks.
+/// There is more than one only for a release with blocks beyond those of the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReleaseImage {
+    /// The image: one run of the log.
+    pub blocks: BlockRange,
+    /// The address of the first device's block 0 in the image's own (unified) address space, behind
+    /// all blocks of the image: a single file that holds the image at block 0 and the log from this
+    /// block on is a valid image, too.
+    pub device_block: u64,
+    /// How many devices the image expects, at least 1.
+    pub devices: u16,
+}
+
+impl ReleaseImage {
+    /// How many of the log's blocks one device shows.
+    pub const fn blocks_a_device(&self) -> u64 {
+        (1 << IMAGE_ADDRESS_BITS) - self.device_block
+    }
+
+    /// The block of the log that a device (from 0) begins with.
+    pub const fn first_block(&self, device: u16) -> BlockIndex {
+        BlockIndex(device as u64 * self.blocks_a_device())
+    }
+
+    fn check(self) -> Result<Self, &'static str> {
+        let blocks = self.blocks;
+        if blocks.count == 0 || blocks.count > IMAGE_BLOCKS_MAX {
+            return Err("the image is empty or too long");
+        }
+        if self.device_block < blocks.count || self.device_block > IMAGE_BLOCKS_MAX {
+            return Err("the image's devices do not begin behind it");
+        }
+        node_range(blocks.byte_offset(), 1)?;
+        if self.devices == 0 { Err("the image has no device") } else { Ok(self) }
+    }
+}
+
+/// Wire form: first block, count, device block, devices.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct WireImage(u64, u64, u64, u16);
 
 #[derive(Serialize, Deserialize)]
 struct WireRelease {
@@ -57,12 +109,17 @@ struct WireRelease {
     root: WireEntry,
     totals: Totals,
     metadata: Vec<WireExtent>,
+    /// No bytes at 0: none, and an image follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     profile: Option<ByteRange>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image: Option<WireImage>,
 }
 
 impl Release {
     const WHAT: &str = "release record";
+    /// In place of a profile, where there is none and an image follows.
+    const NO_PROFILE: ByteRange = ByteRange { offset: 0, len: 0 };
 
     /// The root directory's node.
     pub fn root_directory(&self) -> Directory {
@@ -75,6 +132,10 @@ impl Release {
     /// Encodes the record for the log.
     pub fn encode(&self) -> Vec<u8> {
         let metadata: Extents = self.metadata.iter().copied().map(Extent::Data).collect();
+        let wire_image = |image: ReleaseImage| {
+            let ReleaseImage { blocks, device_block, devices } = image;
+            WireImage(blocks.start.0, blocks.count, device_block, devices)
+        };
         encode(&WireRelease {
             track: self.track.clone(),
             version: self.version.clone(),
@@ -83,7 +144,8 @@ impl Release {
             root: self.root.to_wire(),
             totals: self.totals,
             metadata: metadata.to_wire(),
-            profile: self.profile,
+            profile: self.profile.or(self.image.map(|_| Self::NO_PROFILE)),
+            image: self.image.map(wire_image),
         })
     }
 
@@ -101,9 +163,17 @@ impl Release {
         if !matches!(root.kind, EntryKind::Directory(_)) {
             return Err(invalid("the root is not a directory"));
         }
-        if let Some(profile) = wire.profile {
+        let none = |range: &ByteRange| wire.image.is_some() && *range == Self::NO_PROFILE;
+        let profile = wire.profile.filter(|range| !none(range));
+        if let Some(profile) = profile {
             node_range(profile.offset, profile.len).map_err(invalid)?;
         }
+        let image = |WireImage(start, count, device_block, devices)| {
+            let blocks = BlockRange { start: BlockIndex(start), count };
+            start.checked_mul(BLOCK_BYTES).ok_or("the image lies beyond the longest log")?;
+            ReleaseImage { blocks, device_block, devices }.check()
+        };
+        let image = wire.image.map(image).transpose().map_err(invalid)?;
         let metadata = Extents::unsized_from_wire(&wire.metadata).map_err(invalid)?;
         if metadata.data().count() != metadata.len() {
             return Err(invalid("the list of metadata blocks has a hole"));
@@ -116,7 +186,8 @@ impl Release {
             root,
             totals: wire.totals,
             metadata: metadata.data().collect(),
-            profile: wire.profile,
+            profile,
+            image,
         })
     }
 }
@@ -207,6 +278,7 @@ mod tests {
             totals: Totals { files: 1, directories: 1, others: 0, bytes: 3, new_bytes: 4096 },
             metadata: vec![BlockRange::new(BlockIndex(0), 1), BlockRange::new(BlockIndex(7), 2)],
             profile: None,
+            image: None,
         }
     }
 
@@ -219,6 +291,37 @@ mod tests {
         let nowhere = Some(ByteRange { offset: u64::MAX, len: 8 });
         let forged = Release { profile: nowhere, ..release() };
         assert!(Release::decode(&forged.encode()).is_err());
+    }
+
+    #[test]
+    fn an_image_is_kept_with_and_without_a_profile() {
+        let image = ReleaseImage {
+            blocks: BlockRange::new(BlockIndex(512), 9),
+            device_block: IMAGE_BLOCKS_MAX,
+            devices: 1,
+        };
+        for profile in [None, Some(ByteRange { offset: 9, len: 8 })] {
+            let with = Release { profile, image: Some(image), ..release() };
+            assert_eq!(Release::decode(&with.encode()), Ok(with));
+        }
+        let blocks = |start, count| BlockRange { start: BlockIndex(start), count };
+        for forged in [
+            ReleaseImage { blocks: blocks(u64::MAX, 9), ..image },
+            ReleaseImage { blocks: blocks(u64::MAX / BLOCK_BYTES, 9), ..image },
+            ReleaseImage { blocks: blocks(1, 0), ..image },
+            ReleaseImage { blocks: blocks(1, IMAGE_BLOCKS_MAX + 1), ..image },
+            ReleaseImage { device_block: 8, ..image },
+            ReleaseImage { device_block: IMAGE_BLOCKS_MAX + 1, ..image },
+            ReleaseImage { devices: 0, ..image },
+        ] {
+            let forged = Release { image: Some(forged), ..release() };
+            assert!(Release::decode(&forged.encode()).is_err());
+        }
+        // Without an image there is one way to say that there is no profile.
+        let forged = Release { profile: Some(Release::NO_PROFILE), ..release() };
+        assert!(Release::decode(&forged.encode()).is_err());
+        assert_eq!(image.first_block(0), BlockIndex(0));
+        assert_eq!(image.first_block(2).0, 2 * ((1 << 32) - IMAGE_BLOCKS_MAX));
     }
 
     #[test]

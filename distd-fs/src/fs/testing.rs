@@ -137,6 +137,7 @@ impl Builder {
             totals: Totals { files: 3, directories: 1, others: 2, bytes: 8193, new_bytes: 0 },
             metadata: Vec::new(),
             profile: None,
+            image: None,
         };
         let record = ByteRange { offset: 0, len: 1 };
         View { generation: 0, origin: OriginId([7; 32]), record, release }
