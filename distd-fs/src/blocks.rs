@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distd_core::node::cut;
-use distd_core::unit::{BlockRange, ByteRange};
+use distd_core::unit::{BlockIndex, BlockRange, ByteRange};
 
 pub use distd_core::node::Purpose;
 
@@ -32,6 +32,8 @@ pub trait Blocks: Send + Sync + 'static {
     fn prefetch(&self, ranges: Vec<BlockRange>, purpose: Purpose);
     /// How many of the blocks are local.
     fn held_blocks(&self, blocks: BlockRange) -> u64;
+    /// The end of the log, as far as it is known: what lies behind it may come to be anything.
+    fn end(&self) -> BlockIndex;
 }
 
 /// Reads a metadata node, waiting for it. Not for FUSE threads.

@@ -13,6 +13,7 @@ use distd_core::unit::HumanBytes;
 use crate::control::{self, Answer, CallError, GetRequest, MountRequest, Request};
 use crate::daemon::{Daemon, DaemonOptions, Doorkeeper};
 use crate::doctor;
+use crate::erofs::{attach, record};
 use crate::exit::{Complaint, Exit};
 use crate::launch;
 use crate::mount::{self, Site};
@@ -119,6 +120,11 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// What distd knows of a file on a mount: its release, BLAKE3, place in the log, how much is local.
+    Attributes {
+        /// A mount point or a path below one.
+        path: PathBuf,
+    },
     /// Make a plain directory a release; what it holds already is used.
     Get {
         /// distd://ID@HOST:PORT[,HOST:PORT...]/TRACK[@RELEASE] or FILE.distd[#TRACK[@RELEASE]].
@@ -171,6 +177,12 @@ enum Command {
     Completions {
         /// bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
+    },
+    /// Mount EROFS over a node's files (started by the node).
+    #[command(hide = true, name = attach::COMMAND)]
+    Attach {
+        /// What to do.
+        order: String,
     },
     /// Run the node process of a cache (started by mount).
     #[command(hide = true)]
@@ -302,6 +314,10 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 None => report::print(cli.json, false, &traced, |_| profile.to_owned()),
             }
         }
+        Command::Attributes { path } => {
+            let request = Request::Attributes { path: (&*named(path)?).into() };
+            report::print(cli.json, false, &ask(&request)?, report::attributes);
+        }
         Command::Get { source, directory, delete, timeout } => {
             let wanted = (&Target::resolve(source)?).into();
             let directory = (&*resting(directory)?).into();
@@ -342,6 +358,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 &mut std::io::stdout(),
             );
         }
+        Command::Attach { order } => attach::main(order).map_err(Complaint::failure)?,
         Command::Node { quota, listen, nolan, serve } => {
             let (quota_bytes, listen) = (*quota, *listen);
             launch::run_node(&DaemonOptions {
@@ -418,11 +435,14 @@ fn umount(directory: &Path, lazy: bool, force: bool) -> Result<(), Complaint> {
     let canonical = mount::canonical(directory)
         .map_err(|error| Complaint::new(Exit::NoSuch, format_args!("{shown}: {error}")))?;
     let mounted = mounted_on(&canonical).map_err(Complaint::failure)?;
-    if mounted.is_none_or(|mount| mount.kind != FILE_SYSTEM_TYPE) {
+    let Some(mounted) = mounted else { return Err(no_mount()) };
+    let by_erofs = record::is_view(&mounted);
+    if mounted.kind != FILE_SYSTEM_TYPE && !by_erofs {
         return Err(no_mount());
     }
     if force {
-        mount::abort(&canonical).map_err(|error| {
+        let broken = if by_erofs { record::abort(&canonical) } else { mount::abort(&canonical) };
+        broken.map_err(|error| {
             Complaint::failure(format_args!("cannot break off the mount on {shown}: {error}"))
         })?;
     }

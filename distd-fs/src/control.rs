@@ -21,7 +21,7 @@ use crate::options::MountOptions;
 use crate::target::Target;
 
 /// Version of the protocol: both sides must be of the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Name of the socket in the cache's directory.
 pub const SOCKET_NAME: &str = "control.sock";
 
@@ -84,6 +84,11 @@ pub enum Request {
     },
     /// What a mount was first used for.
     Trace {
+        /// A path on a mount.
+        path: PathText,
+    },
+    /// What distd knows of a file: the attributes that the tree view answers by itself.
+    Attributes {
         /// A path on a mount.
         path: PathText,
     },

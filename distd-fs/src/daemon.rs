@@ -1,11 +1,13 @@
 //! The node process of a cache: its mounts, and what the control socket asks of it.
 
+mod attributes;
 mod follow;
 mod get;
 mod jobs;
 mod mounted;
 mod peers;
 mod prefetch;
+mod show;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +24,6 @@ use crate::control::{Answer, GetRequest, MountRequest, Request, Responder, Wante
 use crate::exit::{Complaint, Exit};
 use crate::fs::{Fs, View, merged, without};
 use crate::mount;
-use crate::mountinfo::{FILE_SYSTEM_TYPE, mounts};
 use crate::options::MountOptions;
 use crate::target::Target;
 use jobs::Jobs;
@@ -171,6 +172,12 @@ impl Daemon {
         self.state().pending += 1;
     }
 
+    /// Takes back one [`Self::stay`].
+    fn unstay(&self) {
+        self.state().pending -= 1;
+        self.changed.notify_all();
+    }
+
     /// Whether the node is on its way out.
     pub fn is_leaving(&self) -> bool {
         let state = self.state();
@@ -285,12 +292,26 @@ impl Daemon {
         }
         let view = View { generation: 0, origin: target.origin, record, release };
         let fs = Fs::new(Arc::new(swarm.clone()), Arc::new(view), timeout);
-        let session = mount::mount(Arc::clone(&fs), &directory, &source, &options)?;
-        let point = mounted::Point { directory, source, notifier: session.notifier() };
-        let mounted = Mounted::new(point, &target, swarm, fs, &options);
+        let (shown, session) = self.show(&fs, &directory, &source, &options, timeout)?;
+        let point = mounted::Point { directory, source, shown };
+        let mounted = Arc::new(Mounted::new(point, &target, swarm, fs, &options));
         let described = mounted.describe();
         tracing::info!("mounted {} on {}", mounted.source, mounted.directory.display());
-        self.run_session(session, mounted)?;
+        self.state().mounts.insert(mounted.directory.clone(), Arc::clone(&mounted));
+        let running = match session {
+            Some(session) => self.run_session(session, &mounted),
+            None => {
+                self.watch_view(request, &mounted);
+                Ok(())
+            }
+        };
+        let following = running.and_then(|()| follow::start(&mounted));
+        mounted.start_prefetch(None);
+        following.map_err(|error| {
+            self.state().forget(&mounted);
+            let _ = mount::detach(&mounted.directory);
+            Complaint::failure(format_args!("no thread for the mount: {error}"))
+        })?;
         Ok(described)
     }
 
@@ -299,10 +320,7 @@ impl Daemon {
     fn standing(&self, directory: &Path) -> Option<Arc<Mounted>> {
         let mut state = self.state();
         let mounted = Arc::clone(state.mounts.get(directory)?);
-        let visible = mounts().map_or(true, |mounts| {
-            mounts.iter().any(|line| line.point == directory && line.kind == FILE_SYSTEM_TYPE)
-        });
-        if visible {
+        if mounted.is_visible() {
             return Some(mounted);
         }
         state.mounts.remove(directory);
@@ -313,35 +331,34 @@ impl Daemon {
     fn run_session(
         self: &Arc<Self>,
         session: fuser::Session<crate::fuse::Adapter<Swarm>>,
-        mounted: Mounted,
-    ) -> Result<(), Complaint> {
-        let directory = mounted.directory.clone();
-        let mounted = Arc::new(mounted);
-        self.state().mounts.insert(directory.clone(), Arc::clone(&mounted));
-        let daemon = Arc::clone(self);
-        let (ended, gone) = (directory.clone(), Arc::clone(&mounted));
+        mounted: &Arc<Mounted>,
+    ) -> std::io::Result<()> {
+        let (daemon, gone) = (Arc::clone(self), Arc::clone(mounted));
         let run = move || {
             // A panic in a session thread comes back as an error here and ends this mount only.
             if let Err(error) = session.run() {
-                tracing::error!(%error, "the mount on {} broke", ended.display());
+                tracing::error!(%error, "the mount on {} broke", gone.directory.display());
                 // Unless another mount stands there by now.
-                if daemon.state().mounts.values().any(|mounted| Arc::ptr_eq(mounted, &gone)) {
-                    let _ = mount::detach(&ended);
+                if daemon.stands(&gone) {
+                    let _ = mount::detach(&gone.directory);
                 }
             }
-            tracing::info!("unmounted {}", ended.display());
-            gone.end();
-            daemon.state().forget(&gone);
-            daemon.changed.notify_all();
+            daemon.on_unmounted(&gone);
         };
-        let spawned = std::thread::Builder::new().name("fuse-session".into()).spawn(run);
-        let following = spawned.and_then(|_| follow::start(&mounted));
-        mounted.start_prefetch(None);
-        following.map_err(|error| {
-            self.state().forget(&mounted);
-            let _ = mount::detach(&directory);
-            Complaint::failure(format_args!("no thread for the mount: {error}"))
-        })
+        std::thread::Builder::new().name("fuse-session".into()).spawn(run).map(drop)
+    }
+
+    /// A mount whose session has ended.
+    fn on_unmounted(&self, gone: &Arc<Mounted>) {
+        tracing::info!("unmounted {}", gone.directory.display());
+        gone.end();
+        self.state().forget(gone);
+        self.changed.notify_all();
+    }
+
+    /// Whether it is this mount that the node has on its directory.
+    fn stands(&self, mounted: &Arc<Mounted>) -> bool {
+        self.state().mounts.values().any(|other| Arc::ptr_eq(other, mounted))
     }
 
     /// How the node, its mounts and its swarms stand.
@@ -512,6 +529,7 @@ impl Responder for Doorkeeper {
                 return daemon.counted(|| daemon.prefetch_source(&wanted, timeout_s, watched));
             }
             Request::Trace { path } => daemon.trace(&PathBuf::from(path)),
+            Request::Attributes { path } => daemon.attributes(&PathBuf::from(path)),
             Request::Get(request) => return daemon.counted(|| daemon.get(request)),
             Request::Job { job } => daemon.jobs.ask(job),
             Request::Hold { path } => daemon.hold(&PathBuf::from(path)),

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::control::{self, CallError, Request};
+use crate::erofs::{probe, record};
 use crate::mount;
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounts};
 
@@ -48,6 +49,7 @@ fn wrong(what: impl Into<String>, advice: impl Into<String>) -> Finding {
 pub fn examine(cache: &Path) -> Vec<Finding> {
     let mut findings = vec![device(), helper(), clock()];
     findings.extend(fusermount());
+    findings.extend(erofs());
     findings.extend(kernel_deadline());
     findings.extend(directory(cache));
     let status = node(cache, &mut findings);
@@ -105,6 +107,17 @@ fn fusermount() -> Option<Finding> {
         Some(program) => fine(format!("{} mounts for users", program.display())),
         None => wrong("there is no fusermount3: users cannot mount", "install the package fuse3"),
     })
+}
+
+/// Whether mounts can be the kernel's own affair. Nothing is wrong where they cannot.
+fn erofs() -> Option<Finding> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    Some(fine(match probe::verdict() {
+        Ok(()) => "the kernel can show releases by EROFS (view=erofs)".to_owned(),
+        Err(refusal) => format!("releases are shown by the node (view=tree) only: {refusal}"),
+    }))
 }
 
 fn kernel_deadline() -> Option<Finding> {
@@ -201,7 +214,7 @@ fn mounts_without_node(node_runs: bool) -> Vec<Finding> {
     let lines = mounts().unwrap_or_default();
     let points: Vec<PathBuf> = lines
         .into_iter()
-        .filter(|line| line.kind == FILE_SYSTEM_TYPE)
+        .filter(|line| line.kind == FILE_SYSTEM_TYPE || record::is_view(line))
         .map(|line| line.point)
         .collect();
     if points.is_empty() || node_runs || other_nodes_run() {

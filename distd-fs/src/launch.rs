@@ -131,6 +131,7 @@ pub fn run_node(options: &DaemonOptions) -> Result<(), Complaint> {
             }
         }
     });
+    daemon.revive();
     daemon.wait_end();
     leave(&daemon, &options.cache);
     Ok(())

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod doctor;
+mod erofs;
 pub mod errno;
 pub mod exit;
 pub mod fs;

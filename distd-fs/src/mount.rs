@@ -14,10 +14,11 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::blocks::Blocks;
+use crate::erofs::record;
 use crate::exit::{Complaint, Exit};
 use crate::fs::Fs;
 use crate::fuse::Adapter;
-use crate::mountinfo::{FILE_SYSTEM_TYPE, mounted_on, mounts};
+use crate::mountinfo::{FILE_SYSTEM_TYPE, mounted_on};
 use crate::options::{Access, MountOptions};
 use device::Terms;
 
@@ -137,13 +138,18 @@ pub fn survey(
 ) -> Result<Site, MountError> {
     let wrong = |source| MountError::Directory { directory: directory.to_owned(), source };
     if let Some(mount) = mounted_on(directory).map_err(wrong)? {
-        let dead = fs::metadata(directory)
-            .is_err_and(|error| error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()));
+        let (tree, view) = (mount.kind == FILE_SYSTEM_TYPE, record::is_view(&mount));
+        let dead = if view {
+            !record::is_alive(directory, cache)
+        } else {
+            fs::metadata(directory)
+                .is_err_and(|error| error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()))
+        };
         if dead {
             detach(directory).map_err(wrong)?;
-        } else if mount.kind == FILE_SYSTEM_TYPE && mount.source == source {
+        } else if (tree || view) && mount.source == source {
             return Ok(Site::Same);
-        } else if mount.kind == FILE_SYSTEM_TYPE {
+        } else if tree || view {
             let other = mount.source.into();
             return Err(MountError::Mounted { directory: directory.to_owned(), other });
         }
@@ -264,8 +270,7 @@ fn take_away(directory: &Path, flags: UnmountFlags, words: &[&str]) -> io::Resul
 /// Ends the kernel's connection to a mount: everything that waits in it gets an error at once, even
 /// where the node is gone or stuck.
 pub fn abort(directory: &Path) -> io::Result<()> {
-    let mount = mounts()?.into_iter().rfind(|mount| mount.point == directory);
-    let mount = mount.ok_or(io::ErrorKind::NotFound)?;
+    let mount = mounted_on(directory)?.ok_or(io::ErrorKind::NotFound)?;
     let minor = mount.device.split(':').nth(1).unwrap_or_default();
     fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1")
 }

@@ -73,9 +73,16 @@ fn parse_all(table: &[u8]) -> Vec<MountLine> {
     table.split(|b| *b == b'\n').filter_map(parse).collect()
 }
 
-/// What is mounted on exactly this path.
+/// What is mounted on exactly this path; of several the one on top.
 pub fn mounted_on(point: &Path) -> io::Result<Option<MountLine>> {
-    Ok(mounts()?.into_iter().rfind(|mount| mount.point == point))
+    Ok(topmost(mounts()?, point))
+}
+
+/// Of several mounts on a path the one that none of them lies on: a mount beneath another comes later.
+fn topmost(mounts: Vec<MountLine>, point: &Path) -> Option<MountLine> {
+    let there: Vec<MountLine> = mounts.into_iter().filter(|mount| mount.point == point).collect();
+    let carries = |mount: &MountLine| there.iter().any(|other| other.parent == mount.id);
+    there.iter().rfind(|mount| !carries(mount)).cloned()
 }
 
 /// `36 35 98:0 /root /point opts [tags] - type source superopts` (proc_pid_mountinfo(5)).
@@ -149,6 +156,16 @@ mod tests {
 36 20 0:9 / /mnt2/y rw - tmpfs t rw";
         let covered = covered_in(&parse_all(table), "0:98");
         assert_eq!(covered, [b"a/p q".to_vec(), b"sub/dir/x".to_vec()]);
+    }
+
+    #[test]
+    fn the_mount_on_top_is_found_wherever_its_line_is() {
+        let table = br"27 1 0:1 / / rw - ext4 disk rw
+43 44 0:39 / /mnt ro - erofs old ro
+44 27 0:40 / /mnt ro - erofs new ro";
+        let top = topmost(parse_all(table), Path::new("/mnt")).expect("is there");
+        assert_eq!(top.source, "old");
+        assert_eq!(topmost(parse_all(table), Path::new("/none")), None);
     }
 
     #[test]

@@ -36,6 +36,19 @@ pub enum Prefetch {
     Full,
 }
 
+/// Who answers the kernel's questions about files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Show {
+    /// The kernel where it can, else the node.
+    Auto,
+    /// The kernel: EROFS on the log.
+    Erofs,
+    /// The node: every lookup and read through FUSE.
+    #[default]
+    Tree,
+}
+
 /// What concerns one mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountOptions {
@@ -58,6 +71,9 @@ pub struct MountOptions {
     /// The mount stays at the release that it begins with.
     #[serde(default)]
     pub hold: bool,
+    /// Who answers the kernel's questions.
+    #[serde(default)]
+    pub view: Show,
 }
 
 /// All options of a mount command.
@@ -92,6 +108,7 @@ impl Default for Options {
                 prefetch: Prefetch::default(),
                 allow_stale: false,
                 hold: false,
+                view: Show::default(),
             },
             cache: None,
             quota_bytes: None,
@@ -136,7 +153,7 @@ pub enum OptionError {
 
 const KNOWN: &str = "allow_other, allow_root, allow_stale, cache=DIR, default_permissions, \
 dev, exec, hold, lan, listen=ADDR:PORT, nodev, noexec, nolan, nonempty, nosuid, prefetch=none|meta|profile|full, \
-quota=BYTES, ro, serve=none|local|all, suid, timeout=SECONDS";
+quota=BYTES, ro, serve=none|local|all, suid, timeout=SECONDS, view=auto|erofs|tree";
 
 /// Options of mount(8) and of fstab that say nothing to a read-only, immutable file system.
 const GENERIC: [&str; 38] = [
@@ -238,6 +255,14 @@ impl Options {
                         _ => return Err(wrong("none, meta, profile or full")),
                     };
                 }
+                "view" => {
+                    self.mount.view = match value {
+                        "auto" => Show::Auto,
+                        "erofs" => Show::Erofs,
+                        "tree" => Show::Tree,
+                        _ => return Err(wrong("auto, erofs or tree")),
+                    };
+                }
                 "background" => {
                     self.mount.prefetch = match value {
                         "none" => Prefetch::None,
@@ -319,6 +344,11 @@ mod tests {
             assert_eq!(parse(&list).expect("known").serve, audience, "{list}");
         }
         assert_eq!(Options::default().serve, Audience::Local);
+        for (list, expected) in
+            [("view=auto", Show::Auto), ("view=erofs", Show::Erofs), ("view=tree", Show::Tree)]
+        {
+            assert_eq!(parse(list).expect("known").mount.view, expected, "{list}");
+        }
         for (list, expected) in [
             ("background=none", Prefetch::None),
             ("prefetch=none", Prefetch::None),
@@ -343,6 +373,7 @@ mod tests {
             "background=all",
             "prefetch=metadata",
             "serve=everybody",
+            "view=fuse",
         ] {
             assert!(matches!(parse(list), Err(OptionError::Value { .. })), "{list}");
         }

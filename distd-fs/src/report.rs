@@ -46,9 +46,26 @@ pub(crate) fn complain(program: &str, complaint: &Complaint, json: bool) {
 }
 
 pub(crate) fn mounted(answer: &Value) -> String {
+    let mut line = place(answer);
+    if answer["view"] == "erofs" {
+        line.push_str(", by EROFS");
+    }
+    if let Some(why) = answer["view_why"].as_str() {
+        let _ = write!(line, "\nit is shown by the node, not by EROFS: {why}");
+    }
+    line
+}
+
+fn place(answer: &Value) -> String {
     let release = answer["release"].as_str().map(|release| format!(" ({release})"));
     let (source, directory) = (text(&answer["source"]), text(&answer["directory"]));
     format!("{source}{} is mounted on {directory}", release.unwrap_or_default())
+}
+
+pub(crate) fn attributes(answer: &Value) -> String {
+    let all = answer["attributes"].as_object().into_iter().flatten();
+    let lines: Vec<String> = all.map(|(name, value)| format!("{name}: {}", text(value))).collect();
+    lines.join("\n")
 }
 
 pub(crate) fn held(answer: &Value) -> String {
@@ -153,7 +170,14 @@ pub(crate) fn status(status: &Value) -> String {
             _ => String::new(),
         };
         let stale = if mount["stale"] == true { ", STALE" } else { "" };
-        let _ = writeln!(lines, "mount {}, {share}{follows}{stale}", mounted(mount));
+        let view = if mount["view"] == "erofs" { ", by EROFS" } else { "" };
+        let below: Vec<&str> = list(&mount["waits_for"]).map(text).collect();
+        let waits = match below.as_slice() {
+            [] => String::new(),
+            below => format!(", waits for what is mounted on {}", below.join(", ")),
+        };
+        let place = place(mount);
+        let _ = writeln!(lines, "mount {place}{view}, {share}{follows}{waits}{stale}");
     }
     for relayed in list(&status["relayed"]) {
         let share = local_of(&relayed["local_bytes"], &relayed["total_bytes"]);

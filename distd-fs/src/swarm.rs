@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use distd_core::node::{Purpose, Swarm};
-use distd_core::unit::BlockRange;
+use distd_core::unit::{BlockIndex, BlockRange, MunroIndex};
 
 use crate::blocks::{Blocks, Done, Unavailable, contained};
 
@@ -25,5 +25,10 @@ impl Blocks for Swarm {
 
     fn held_blocks(&self, blocks: BlockRange) -> u64 {
         self.held_blocks(blocks)
+    }
+
+    fn end(&self) -> BlockIndex {
+        let munros = self.head_news().trusted.map_or(0, |trusted| trusted.placed.head.munros);
+        MunroIndex(munros).blocks().start
     }
 }

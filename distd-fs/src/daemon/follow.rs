@@ -9,13 +9,14 @@ use distd_core::node::HeadNews;
 use serde_json::{Value, json};
 
 use crate::control::Answer;
+use crate::erofs::Refusal;
 use crate::exit::{Complaint, Exit};
 use crate::fs::{FetchError, Stale, View};
 use crate::fuse::{forget_directories, forget_stale};
 use crate::mountinfo::covered;
 use crate::target::{TargetError, fetch_release};
 
-use super::mounted::Mounted;
+use super::mounted::{Mounted, Shown};
 
 /// How long a follower waits for news before it looks whether its mount is still there.
 const WAIT: Duration = Duration::from_secs(2);
@@ -34,6 +35,9 @@ enum SwitchError {
     /// The directories that the switch goes through.
     #[error(transparent)]
     Metadata(#[from] Arc<FetchError>),
+    /// The mount of the new release.
+    #[error(transparent)]
+    Erofs(#[from] Refusal),
 }
 
 impl From<SwitchError> for Complaint {
@@ -41,6 +45,7 @@ impl From<SwitchError> for Complaint {
         match error {
             SwitchError::Target(error) => error.into(),
             SwitchError::Metadata(error) => Self::new(Exit::Unreachable, error),
+            SwitchError::Erofs(error) => error.into(),
         }
     }
 }
@@ -110,11 +115,22 @@ impl Mounted {
         let release = fetch_release(&self.swarm, record, Instant::now() + self.timeout)?;
         let generation = before.generation + 1;
         let view = Arc::new(View { generation, origin: before.origin, record, release });
-        self.fs.prepare(&view, self.timeout)?;
-        let covered = self.device.as_deref().map(covered).unwrap_or_default();
-        let forget = |stale: &Stale| forget_stale(&self.notifier, stale);
-        let stale = self.fs.switch(&view, &covered, self.timeout, forget)?;
-        forget_directories(&self.notifier, &stale);
+        match &self.shown {
+            Shown::Tree { notifier, device, .. } => {
+                self.fs.prepare(&view, self.timeout)?;
+                let covered = device.as_deref().map(covered).unwrap_or_default();
+                let forget = |stale: &Stale| forget_stale(notifier, stale);
+                let stale = self.fs.switch(&view, &covered, self.timeout, forget)?;
+                forget_directories(notifier, &stale);
+            }
+            Shown::Erofs(erofs) => {
+                let image = view.release.image.as_ref().ok_or(Refusal::NoImage)?;
+                if !erofs.replace(image)? {
+                    return Ok(false);
+                }
+                self.fs.exchange(&view);
+            }
+        }
         tracing::info!(
             "{} shows {} of {} instead of {}",
             self.directory.display(),

@@ -9,9 +9,10 @@ use distd_core::node::{HeadNews, Swarm};
 use distd_core::unit::BlockRange;
 use serde_json::{Value, json};
 
+use crate::erofs::ErofsView;
 use crate::exit::{Complaint, Exit};
 use crate::fs::{Fs, Local, ReleasePlace, View, WalkError, merged, walk};
-use crate::mountinfo::mounted_on;
+use crate::mountinfo::{FILE_SYSTEM_TYPE, mounts};
 use crate::options::{MountOptions, Prefetch};
 use crate::target::Target;
 
@@ -24,7 +25,21 @@ const LOCAL_FILES_MAX: u64 = 500_000;
 pub(super) struct Point {
     pub(super) directory: PathBuf,
     pub(super) source: String,
-    pub(super) notifier: fuser::Notifier,
+    pub(super) shown: Shown,
+}
+
+/// Who answers the kernel.
+pub(super) enum Shown {
+    /// The node.
+    Tree {
+        notifier: fuser::Notifier,
+        /// Device number as mount tables have it.
+        device: Option<String>,
+        /// Why it is not the kernel itself, where that was asked for.
+        why: Option<String>,
+    },
+    /// The kernel, by EROFS.
+    Erofs(ErofsView<Swarm>),
 }
 
 /// One mount.
@@ -40,9 +55,7 @@ pub(super) struct Mounted {
     pub(super) held: AtomicBool,
     /// The kernel is done with it.
     pub(super) ended: AtomicBool,
-    pub(super) notifier: fuser::Notifier,
-    /// Device number as mount tables have it.
-    pub(super) device: Option<String>,
+    pub(super) shown: Shown,
     /// Held during a switch.
     pub(super) switching: Mutex<()>,
     pub(super) timeout: Duration,
@@ -61,8 +74,7 @@ impl Mounted {
         fs: Arc<Fs<Swarm>>,
         options: &MountOptions,
     ) -> Self {
-        let Point { directory, source, notifier } = point;
-        let device = mounted_on(&directory).ok().flatten().map(|mount| mount.device);
+        let Point { directory, source, shown } = point;
         let timeout = fs.deadline().saturating_duration_since(Instant::now());
         Self {
             directory,
@@ -73,8 +85,7 @@ impl Mounted {
             pinned: target.release.is_some(),
             held: AtomicBool::new(options.hold),
             ended: AtomicBool::new(false),
-            notifier,
-            device,
+            shown,
             switching: Mutex::default(),
             timeout,
             prefetch: options.prefetch,
@@ -104,12 +115,31 @@ impl Mounted {
 
     pub(super) fn describe(&self) -> Value {
         let view = self.view();
+        let (by, why) = match &self.shown {
+            Shown::Tree { why, .. } => ("tree", why.as_deref()),
+            Shown::Erofs(_) => ("erofs", None),
+        };
         json!({
             "directory": self.directory.display().to_string(),
             "source": self.source,
             "track": view.release.track,
             "release": view.release.version,
+            "view": by,
+            "view_why": why,
         })
+    }
+
+    /// Whether it is what is to be seen on its directory; `true` where that cannot be known.
+    pub(super) fn is_visible(&self) -> bool {
+        let Ok(mounts) = mounts() else { return true };
+        let mut there = mounts.iter().filter(|line| line.point == self.directory);
+        match &self.shown {
+            Shown::Tree { .. } => there.any(|line| line.kind == FILE_SYSTEM_TYPE),
+            Shown::Erofs(view) => {
+                let device = view.device();
+                there.any(|line| line.device == device)
+            }
+        }
     }
 
     pub(super) fn status(&self) -> Value {
@@ -128,6 +158,9 @@ impl Mounted {
         value["newest"] = json!(newest);
         value["stale"] = json!(news.is_stale());
         value["switches"] = json!(view.generation);
+        if let Shown::Erofs(view) = &self.shown {
+            value["waits_for"] = json!(view.waits_for());
+        }
         value["inodes"] = json!(self.fs.remembered());
         value["release_bytes"] = json!(view.release.totals.bytes);
         value["metadata"] = json!(metadata);
@@ -145,7 +178,8 @@ impl Mounted {
     pub(super) fn ranges(&self, view: &View) -> Option<Vec<BlockRange>> {
         let metadata = self.fs.local(view.release.metadata.iter().copied());
         let content = self.content(view, metadata)?;
-        Some([content, view.release.metadata.clone()].concat())
+        let image = view.release.image.iter().map(|image| image.blocks).collect();
+        Some([content, view.release.metadata.clone(), image].concat())
     }
 
     fn content(&self, view: &View, metadata: Local) -> Option<Vec<BlockRange>> {
@@ -183,6 +217,7 @@ impl Mounted {
         let mut ranges = view.release.metadata.clone();
         ranges.push(view.record.blocks());
         ranges.push(view.release.root_directory().node.blocks());
+        ranges.extend(view.release.image.iter().map(|image| image.blocks));
         merged(ranges)
     }
 }

@@ -17,7 +17,7 @@ use crate::fs::{View, WalkError, merged, walk, warm};
 use crate::options::Prefetch;
 
 use super::jobs::Progress;
-use super::mounted::Mounted;
+use super::mounted::{Mounted, Shown};
 
 /// Blocks asked for and not yet there, 48 MiB: enough for 1 Gbit/s over 400 ms, and for a GB/s while
 /// this thread waits for a processor.
@@ -151,7 +151,8 @@ pub(super) fn bring_release(
 ) -> Answer {
     bring(swarm, &release.metadata, "metadata", progress)?;
     let place = walk(swarm, release, path, timeout).map_err(BringError::from)?;
-    let ranges = merged([place.metadata, place.content].concat());
+    let image = release.image.iter().map(|image| image.blocks).collect();
+    let ranges = merged([place.metadata, place.content, image].concat());
     let before = ranges.iter().map(|range| swarm.held_blocks(*range)).sum::<u64>();
     bring(swarm, &ranges, "content", progress)?;
     let held = ranges.iter().map(|range| swarm.held_blocks(*range)).sum::<u64>();
@@ -180,6 +181,10 @@ impl Mounted {
         let progress = self.restart_background();
         if self.prefetch == Prefetch::None {
             return;
+        }
+        if let (Shown::Erofs(erofs), Some(image)) = (&self.shown, &self.view().release.image) {
+            // All that the kernel reads; the rest is for the node's own commands.
+            erofs.sweep(image);
         }
         self.fs.sweep_metadata();
         if self.prefetch == Prefetch::Meta && before.is_none() {

@@ -34,6 +34,7 @@ use distd_core::unit::ByteRange;
 
 pub use attributes::{Attributes, Kind};
 pub use extent_map::ExtentMap;
+pub(crate) use failed::Failed;
 pub use nodes::{Decoded, FetchError, Form, Nodes, Outcome};
 pub use ranges::{blocks_of, merged, shared, without};
 pub use read::Seek;

@@ -86,6 +86,10 @@ impl Blocks for Memory {
         let held = self.held.lock().expect("not poisoned");
         held.range(blocks.start.0..blocks.end().0).count() as u64
     }
+
+    fn end(&self) -> BlockIndex {
+        BlockIndex(self.bytes.lock().expect("not poisoned").len() as u64 / BLOCK_BYTES)
+    }
 }
 
 /// Builds the release's nodes in a [`Memory`].

@@ -1,0 +1,210 @@
+//! Reading the hidden superblock's files: a window of the log, block by block.
+//!
+//! What is local is answered on the spot; what is missing waits for the network until the deadline. A
+//! request of which a part is local is a case of its own. The kernel reads ahead in the log without
+//! knowing where a file ends, so that what somebody waits for and what nobody wants come in one request:
+//! the first must not wait a deadline for the second. Such a request waits a moment only; then it is
+//! declined, and the kernel asks again for the one page that is wanted, while the rest is fetched in the
+//! background.
+//!
+//! Nothing behind the end of the log is answered: the kernel would keep the zeros when the log has grown.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use distd_core::limits::BLOCK_BYTES;
+use distd_core::unit::{BlockIndex, BlockRange};
+
+use crate::blocks::{Blocks, Purpose, Unavailable};
+use crate::errno::Failure;
+use crate::fs::Then;
+
+use super::hidden::Hidden;
+
+/// How long a request waits whose blocks are local in part.
+const MIXED_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a declined request is remembered.
+const DECLINED: Duration = Duration::from_secs(1);
+/// The largest read that is answered, in bytes: above what the kernel sends.
+const READ_BYTES_MAX: u64 = 16 << 20;
+
+impl<B: Blocks> Hidden<B> {
+    /// Reads `len` bytes of a file at `offset`; fewer only where the file ends.
+    pub(super) fn read(
+        self: &Arc<Self>,
+        number: u64,
+        offset: u64,
+        len: u64,
+        then: impl Then<Bytes>,
+    ) {
+        let Some((window, purpose)) = self.window(number) else { return then(Err(Failure::Stale)) };
+        let end = window.byte_len().min(offset.saturating_add(len.min(READ_BYTES_MAX)));
+        if offset >= end {
+            return then(Ok(Bytes::new()));
+        }
+        let (first, skip) = (offset / BLOCK_BYTES, (offset % BLOCK_BYTES) as usize);
+        let count = end.div_ceil(BLOCK_BYTES) - first;
+        let blocks = BlockRange::new(BlockIndex(window.start.0 + first), count);
+        let wanted = (end - offset) as usize;
+        self.read_blocks(blocks, purpose, move |bytes| {
+            then(bytes.map(|bytes| bytes.slice(skip..skip + wanted)));
+        });
+    }
+
+    fn read_blocks(self: &Arc<Self>, blocks: BlockRange, purpose: Purpose, then: impl Then<Bytes>) {
+        let mut buffer = vec![0; blocks.byte_len() as usize];
+        match self.blocks.read_now(blocks, &mut buffer) {
+            Ok(true) => {
+                self.read_ahead(blocks, purpose);
+                return then(Ok(buffer.into()));
+            }
+            Ok(false) => drop(buffer),
+            Err(error) => return then(Err(self.fail(blocks, &error))),
+        }
+        let (now, held) = (Instant::now(), self.blocks.held_blocks(blocks));
+        if blocks.end() > self.blocks.end() || self.is_repeated(blocks, now) {
+            return then(Err(Failure::Unavailable));
+        }
+        self.read_ahead(blocks, purpose);
+        let mixed = held > 0 && held < blocks.count && !self.was_declined(blocks, now);
+        let patience = if mixed { MIXED_PATIENCE.min(self.timeout) } else { self.timeout };
+        let hidden = Arc::clone(self);
+        let done = move |result: Result<Bytes, Unavailable>| {
+            then(match result {
+                Ok(bytes) if bytes.len() as u64 == blocks.byte_len() => Ok(bytes),
+                Ok(_) => Err(Failure::Damaged),
+                Err(_) if mixed => {
+                    hidden.decline(blocks);
+                    hidden.blocks.prefetch(vec![blocks], purpose);
+                    Err(Failure::Unavailable)
+                }
+                Err(error) => Err(hidden.fail(blocks, &error)),
+            });
+        };
+        self.blocks.read(blocks, purpose, now + patience, Box::new(done));
+    }
+
+    fn read_ahead(&self, blocks: BlockRange, purpose: Purpose) {
+        // An image is fetched whole in the background.
+        if purpose != Purpose::Data {
+            return;
+        }
+        let Some(ahead) = self.streams.on_read(blocks, self.blocks.end()) else { return };
+        if self.blocks.held_blocks(ahead) < ahead.count {
+            self.blocks.prefetch(vec![ahead], purpose);
+        }
+    }
+
+    /// Takes note of a read that failed, in one line of the log.
+    fn fail(&self, blocks: BlockRange, error: &Unavailable) -> Failure {
+        let now = Instant::now();
+        munros(blocks).for_each(|munro| self.failed.record(munro, blocks, now));
+        if let Some(journal) = &self.journal {
+            journal.failed_read(&self.label, Some(blocks), error);
+        }
+        Failure::Unavailable
+    }
+
+    fn decline(&self, blocks: BlockRange) {
+        let mut declined = self.declined.lock().unwrap_or_else(PoisonError::into_inner);
+        declined.push(blocks, Instant::now());
+    }
+
+    /// Whether exactly this was declined a moment ago: then somebody waits for all of it.
+    fn was_declined(&self, blocks: BlockRange, now: Instant) -> bool {
+        let declined = self.declined.lock().unwrap_or_else(PoisonError::into_inner);
+        declined.peek(&blocks).is_some_and(|at| now.saturating_duration_since(*at) < DECLINED)
+    }
+
+    /// Whether a part of this has just failed: the kernel repeats by itself, page by page.
+    fn is_repeated(&self, blocks: BlockRange, now: Instant) -> bool {
+        munros(blocks).any(|munro| self.failed.is_repeated(munro, blocks, now))
+    }
+}
+
+/// Failures are remembered by munro: the log is one file.
+fn munros(blocks: BlockRange) -> impl Iterator<Item = u64> {
+    let last = BlockIndex(blocks.end().0.saturating_sub(1).max(blocks.start.0));
+    blocks.start.munro().0..=last.munro().0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::erofs::hidden::device_name;
+    use crate::fs::testing::Memory;
+    use distd_core::manifest::ReleaseImage;
+    use std::sync::atomic::Ordering;
+    use std::sync::mpsc;
+
+    const BLOCK: usize = BLOCK_BYTES as usize;
+
+    /// A log of `count` blocks, each filled with its number; an image of blocks 2 to 5.
+    fn hidden(count: u8) -> (Arc<Memory>, Arc<Hidden<Memory>>, u64, u64) {
+        let memory = Arc::new(Memory::default());
+        for block in 0..count {
+            memory.append(&[block; BLOCK]);
+        }
+        let hidden = Hidden::new(Arc::clone(&memory), Duration::from_secs(1), "the log".into());
+        let hidden = Arc::new(hidden);
+        let blocks = BlockRange::new(BlockIndex(2), 4);
+        let image = ReleaseImage { blocks, device_block: 8, devices: 1 };
+        let room = hidden.enter("s", &image).expect("a path");
+        let (log, _) = hidden.lookup(room.number, device_name(0).as_bytes()).expect("is there");
+        (memory, hidden, room.image, log)
+    }
+
+    fn read(hidden: &Arc<Hidden<Memory>>, file: u64, at: u64, len: u64) -> Result<Bytes, Failure> {
+        let (sender, receiver) = mpsc::channel();
+        hidden.read(file, at, len, move |bytes| sender.send(bytes).expect("somebody listens"));
+        receiver.recv_timeout(Duration::from_secs(5)).expect("answered")
+    }
+
+    #[test]
+    fn a_file_is_its_window_of_the_log() {
+        let (_, hidden, image, log) = hidden(8);
+        let bytes = read(&hidden, image, 0, 1 << 20).expect("fetched");
+        assert_eq!((bytes.len(), bytes[0], bytes[4 * BLOCK - 1]), (4 * BLOCK, 2, 5));
+        assert_eq!(&read(&hidden, image, 4095, 2).expect("local")[..], [2, 3]);
+        assert!(read(&hidden, image, 4 << 12, 1).expect("the end").is_empty());
+        assert_eq!(&read(&hidden, log, 3 << 12, 1).expect("local")[..], [3]);
+        assert_eq!(read(&hidden, 99, 0, 1), Err(Failure::Stale));
+    }
+
+    #[test]
+    fn nothing_behind_the_log_is_answered() {
+        let (memory, hidden, _, log) = hidden(8);
+        for (at, len) in [(8u64 << 12, 4096u64), (7 << 12, 8192), (1 << 40, 4096)] {
+            assert_eq!(read(&hidden, log, at, len), Err(Failure::Unavailable), "{at}+{len}");
+        }
+        memory.append(&[8; BLOCK]);
+        assert_eq!(read(&hidden, log, 8 << 12, 4096).expect("there by now")[0], 8);
+    }
+
+    #[test]
+    fn a_failure_is_told_at_once_when_it_is_asked_for_again() {
+        let (memory, hidden, _, log) = hidden(8);
+        memory.offline.store(true, Ordering::Relaxed);
+        assert_eq!(read(&hidden, log, 0, 8 << 12), Err(Failure::Unavailable));
+        let asked = memory.asked.load(Ordering::Relaxed);
+        assert_eq!(read(&hidden, log, 1 << 12, 4096), Err(Failure::Unavailable));
+        assert_eq!(memory.asked.load(Ordering::Relaxed), asked);
+    }
+
+    #[test]
+    fn what_is_local_does_not_wait_for_its_neighbours() {
+        let (memory, hidden, _, log) = hidden(8);
+        read(&hidden, log, 0, 4 << 12).expect("fetched");
+        memory.offline.store(true, Ordering::Relaxed);
+        assert_eq!(read(&hidden, log, 0, 8 << 12), Err(Failure::Unavailable), "declined");
+        assert_eq!(read(&hidden, log, 3 << 12, 4096).expect("local")[0], 3, "and not a failure");
+        assert_eq!(
+            *memory.prefetched.lock().expect("not poisoned"),
+            [BlockRange::new(BlockIndex(0), 8)]
+        );
+        let blocks = BlockRange::new(BlockIndex(0), 8);
+        assert!(hidden.was_declined(blocks, Instant::now()));
+        assert!(!hidden.was_declined(blocks, Instant::now() + DECLINED));
+    }
+}
