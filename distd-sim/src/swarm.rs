@@ -70,6 +70,7 @@ pub(crate) fn measure(shape: Shape, digest: bool) -> Result<Row, String> {
         duplication: 0.0,
     };
     let mut net = Net::new(shape.seed, weather);
+    net.trains = true;
     if digest {
         net.keep_digest();
     }

@@ -38,8 +38,15 @@ pub const FINE: Weather = Weather {
     duplication: 0.0,
 };
 
-/// From, to, bytes.
-type Flight = (SocketAddr, SocketAddr, Vec<u8>);
+/// Datagrams of one sender that arrive together.
+#[derive(Debug)]
+struct Flight {
+    from: SocketAddr,
+    to: SocketAddr,
+    bytes: Vec<u8>,
+    /// Bytes of a datagram; the last may be shorter.
+    stride: usize,
+}
 
 /// The network and its time. The same seed gives the same bytes.
 #[derive(Debug)]
@@ -54,6 +61,9 @@ pub struct Net {
     pub weather: Weather,
     /// All chance of the network.
     pub rng: SmallRng,
+    /// What is sent together travels and arrives together, as with segmentation offload: a tenth of
+    /// the work.
+    pub trains: bool,
     /// Digest of all that arrived, and when, if it was asked for.
     digest: Option<blake3::Hasher>,
     amplification: Ledger,
@@ -73,6 +83,7 @@ impl Net {
             nodes: Nodes::default(),
             weather,
             rng,
+            trains: false,
             digest: None,
             amplification: Ledger::default(),
             wire: BTreeMap::new(),
@@ -132,13 +143,25 @@ impl Net {
 
     /// Puts a datagram on the wire.
     pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+        self.inject_train(from, to, datagram, datagram.len());
+    }
+
+    /// Puts datagrams of `stride` bytes on the wire, one behind the other.
+    fn inject_train(&mut self, from: SocketAddr, to: SocketAddr, train: &[u8], stride: usize) {
         let weather = self.weather;
-        if self.rng.random_bool(weather.loss) {
+        let mut bytes = Vec::with_capacity(train.len());
+        for datagram in train.chunks(stride.max(1)) {
+            if !self.rng.random_bool(weather.loss) {
+                bytes.extend_from_slice(datagram);
+            }
+        }
+        let count = bytes.len().div_ceil(stride.max(1));
+        if count == 0 && !train.is_empty() {
             return;
         }
-        let up = self.nodes.at(&from).and_then(|at| self.nodes[at].up.as_mut());
+        let up = self.nodes.at(&from).and_then(|at| self.nodes.line_up(at));
         let leaves = match up {
-            Some(line) => line.pass(self.now, datagram.len()),
+            Some(line) => line.pass(self.now, bytes.len(), count),
             None => Some(self.now),
         };
         let Some(leaves) = leaves else { return };
@@ -146,14 +169,15 @@ impl Net {
         for _ in 0..copies {
             let jitter = weather.jitter.mul_f64(self.rng.random());
             let arrives = leaves + weather.delay + jitter;
-            let down = self.nodes.at(&to).and_then(|at| self.nodes[at].down.as_mut());
+            let down = self.nodes.at(&to).and_then(|at| self.nodes.line_down(at));
             let through = match down {
-                Some(line) => line.pass(arrives, datagram.len()),
+                Some(line) => line.pass(arrives, bytes.len(), count),
                 None => Some(arrives),
             };
             let Some(through) = through else { continue };
             self.sequence += 1;
-            self.wire.insert((through, self.sequence), (from, to, datagram.to_vec()));
+            let flight = Flight { from, to, bytes: bytes.clone(), stride };
+            self.wire.insert((through, self.sequence), flight);
         }
     }
 
@@ -179,7 +203,7 @@ impl Net {
         while let Some(request) = node.engine.poll_disk() {
             let blocks = request.bin.blocks().expect("whole blocks");
             let there =
-                !node.disk_fails && blocks.iter().all(|block| node.stored.contains(&block.0));
+                !node.disk_fails && blocks.iter().all(|block| node.stored.contains(block.0));
             let run = there.then(|| node.log.run(request.bin));
             node.engine.handle_disk(now, request.id, run.map(Into::into));
             busy = true;
@@ -197,6 +221,12 @@ impl Net {
         }
         let Some(transmit) = node.engine.poll_transmit(now) else { return busy };
         let from = node.address;
+        if self.trains && node.tamper.is_none() && !node.keep_sent && !node.dead {
+            let stride = transmit.segment_bytes.unwrap_or(transmit.payload.len());
+            self.amplification.on_sent(at, transmit.to, &transmit.payload);
+            self.inject_train(from, transmit.to, &transmit.payload, stride);
+            return true;
+        }
         for datagram in transmit.datagrams() {
             let node = &mut self.nodes[at];
             let mut datagram = datagram.to_vec();
@@ -231,8 +261,8 @@ impl Net {
             if entry.key().0 > self.now {
                 break;
             }
-            let (from, to, datagram) = entry.remove();
-            self.deliver(from, to, &datagram);
+            let flight = entry.remove();
+            self.deliver(&flight);
         }
         let due = self.nodes.due.iter().take_while(|(at, _)| *at <= self.now);
         let due: Vec<usize> = due.map(|(_, at)| *at).collect();
@@ -246,16 +276,16 @@ impl Net {
         true
     }
 
-    fn deliver(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+    fn deliver(&mut self, Flight { from, to, bytes, stride }: &Flight) {
         if let Some(digest) = &mut self.digest {
             let at = (self.now - self.start).as_nanos() as u64;
             digest.update(&at.to_le_bytes());
-            digest.update(format!("{from} {to} {}:", datagram.len()).as_bytes());
-            digest.update(datagram);
+            digest.update(format!("{from} {to} {}:", bytes.len()).as_bytes());
+            digest.update(bytes);
         }
-        if let Some(at) = self.nodes.at(&to).filter(|at| !self.nodes[*at].dead) {
-            self.amplification.on_received(at, from, datagram);
-            self.nodes[at].engine.handle_datagram(self.now, from, datagram);
+        if let Some(at) = self.nodes.at(to).filter(|at| !self.nodes[*at].dead) {
+            self.amplification.on_received(at, *from, bytes);
+            self.nodes[at].engine.handle_datagrams(self.now, *from, bytes, *stride);
         }
     }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
+use roaring::RoaringTreemap;
 
 use crate::ppspp::engine::{
     Class, Engine, EngineConfig, Event, FetchId, Role, SwarmKey, SwarmOptions,
@@ -38,13 +39,14 @@ impl Line {
         Self { bytes_per_s, free_at: now }
     }
 
-    /// When a datagram that comes at `at` is through; `None` if there is no room for it.
-    pub(super) fn pass(&mut self, at: Instant, bytes: usize) -> Option<Instant> {
+    /// When datagrams that come at `at` are through; `None` if there is no room for them.
+    pub(super) fn pass(&mut self, at: Instant, bytes: usize, count: usize) -> Option<Instant> {
         let begin = self.free_at.max(at);
         if begin > at + QUEUE {
             return None;
         }
-        self.free_at = begin + Duration::from_secs_f64((bytes + HEADERS) as f64 / self.bytes_per_s);
+        let bytes = bytes + count * HEADERS;
+        self.free_at = begin + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
         Some(self.free_at)
     }
 }
@@ -61,7 +63,7 @@ pub struct Node {
     /// What the swarm is about.
     pub log: Rc<Log>,
     /// Blocks that its disk has.
-    pub stored: BTreeSet<u64>,
+    pub stored: RoaringTreemap,
     /// What the engine said; without verified runs if `keep_runs` is off.
     pub events: Vec<Event>,
     /// Keeps verified runs among the events.
@@ -109,7 +111,8 @@ impl Node {
             swarm,
             address: SocketAddr::from((host, 7574)),
             log: log.clone(),
-            stored: blocks.into_iter().flat_map(BlockRange::iter).map(|block| block.0).collect(),
+            stored: blocks
+                .map_or_else(RoaringTreemap::new, |blocks| blocks.iter().map(|b| b.0).collect()),
             events: Vec::new(),
             keep_runs: true,
             dead: false,
@@ -144,7 +147,7 @@ impl Node {
 
     /// Its disk has these blocks from now on.
     pub fn store(&mut self, now: Instant, blocks: BlockRange) {
-        self.stored.extend(blocks.iter().map(|block| block.0));
+        self.stored.insert_range(blocks.start.0..blocks.end().0);
         self.engine.hold(now, self.swarm, blocks);
     }
 
@@ -215,6 +218,16 @@ impl Nodes {
         let before = std::mem::replace(&mut self.list[at].address, address);
         self.numbers.remove(&before);
         self.numbers.insert(address, at);
+    }
+
+    /// What a node's line takes.
+    pub(super) fn line_up(&mut self, at: usize) -> Option<&mut Line> {
+        self.list[at].up.as_mut()
+    }
+
+    /// What a node's line brings.
+    pub(super) fn line_down(&mut self, at: usize) -> Option<&mut Line> {
+        self.list[at].down.as_mut()
     }
 
     pub(super) fn at(&self, address: &SocketAddr) -> Option<usize> {

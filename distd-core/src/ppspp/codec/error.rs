@@ -82,6 +82,12 @@ pub enum Fault {
         /// Bytes of the short chunk.
         found: usize,
     },
+    /// A CIRCLE of more members than take turns.
+    #[error("a CIRCLE of {count} seats")]
+    TooManySeats {
+        /// Seats.
+        count: usize,
+    },
     /// A WANT of a class that is not known.
     #[error("class {0} of a WANT is not known")]
     UnknownClass(u8),

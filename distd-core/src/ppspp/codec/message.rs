@@ -7,6 +7,7 @@ use crate::limits::LOG_MUNROS_MAX;
 use crate::unit::{Bin, ChunkRange, MunroIndex};
 
 use super::addressing::{Spec, read_range};
+use super::circle::Seats;
 use super::option::{Handshake, Options};
 use super::reader::Reader;
 use super::{ChannelId, EncodeError, Fault, WireProfile};
@@ -34,11 +35,12 @@ pub enum MessageType {
     Miss = 15,
     HaveMap = 16,
     Place = 17,
+    Circle = 18,
 }
 
 impl MessageType {
     /// All types, in the order of their octet.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Handshake,
         Self::Data,
         Self::Ack,
@@ -57,6 +59,7 @@ impl MessageType {
         Self::Miss,
         Self::HaveMap,
         Self::Place,
+        Self::Circle,
     ];
 
     /// The octet on the wire.
@@ -85,7 +88,7 @@ impl MessageSet {
     /// The RFC's fourteen: what a peer without option 8 understands.
     pub const STANDARD: Self = Self::starting([0xff, 0xfc, 0]);
     /// The RFC's fourteen and the extensions.
-    pub const EXTENDED: Self = Self::starting([0xff, 0xff, 0xc0]);
+    pub const EXTENDED: Self = Self::starting([0xff, 0xff, 0xe0]);
 
     const fn starting(bytes: [u8; 3]) -> Self {
         let mut bitmap = [0; 32];
@@ -230,6 +233,8 @@ pub enum Message<'a> {
         /// 0: the injector; 255: a node that is asked by its equals only; between: relays.
         level: u8,
     },
+    /// Extension: who of the sender's level takes turns in fetching from above.
+    Circle(Seats<'a>),
 }
 
 impl<'a> Message<'a> {
@@ -254,6 +259,7 @@ impl<'a> Message<'a> {
             Self::Miss(_) => MessageType::Miss,
             Self::HaveMap { .. } => MessageType::HaveMap,
             Self::Place { .. } => MessageType::Place,
+            Self::Circle(_) => MessageType::Circle,
         }
     }
 
@@ -286,6 +292,7 @@ impl<'a> Message<'a> {
             MessageType::Want => read_want(reader, profile)?,
             MessageType::HaveMap => read_have_map(reader)?,
             MessageType::Place => Self::Place { id: reader.u64()?, level: reader.u8()? },
+            MessageType::Circle => Self::Circle(Seats::read(reader)?),
             MessageType::Handshake => return read_handshake(reader),
             MessageType::Choke => Self::Choke,
             MessageType::Unchoke => Self::Unchoke,
@@ -324,6 +331,7 @@ impl<'a> Message<'a> {
             Self::Want { .. } => spec.saturating_add(6),
             Self::HaveMap { .. } => 16,
             Self::Place { .. } => 9,
+            Self::Circle(seats) => seats.encoded_len(),
         };
         body.saturating_add(1)
     }
@@ -409,6 +417,7 @@ impl<'a> Message<'a> {
                 out.extend_from_slice(&id.to_be_bytes());
                 out.push(*level);
             }
+            Self::Circle(seats) => seats.write(out)?,
         }
         Ok(())
     }

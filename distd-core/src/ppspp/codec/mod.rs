@@ -1,5 +1,5 @@
 //! The wire format of PPSPP (RFC 7574 §7 and §8): datagrams to messages and back, for every
-//! message, option and chunk addressing of the RFC and the extension messages 14 to 17.
+//! message, option and chunk addressing of the RFC and the extension messages 14 to 18.
 //!
 //! ```text
 //! datagram = destination channel (4) message*        a keep-alive has no message (RFC 7574 8.14)
@@ -19,6 +19,7 @@
 )]
 
 mod addressing;
+mod circle;
 mod datagram;
 mod error;
 mod message;
@@ -27,6 +28,7 @@ mod profile;
 mod reader;
 
 pub use addressing::Addressing;
+pub use circle::{SEATS_MAX, Seat, SeatList, Seats};
 pub use datagram::{ChannelId, Encoder, LoneData, Messages, decode, destination, lone_data};
 pub use error::{DecodeError, EncodeError, Fault};
 pub use message::{Message, MessageSet, MessageType, WireClass};

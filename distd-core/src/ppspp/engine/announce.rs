@@ -67,6 +67,10 @@ pub(super) struct Told {
     reached: Option<MunroIndex>,
     /// The level of ours that it was told.
     pub(super) level: Option<u8>,
+    /// The version of our circle that it was told.
+    circle: Option<u64>,
+    /// When it is told once more.
+    circle_again: Option<Instant>,
     /// The newest munro that it sent itself.
     pub(super) knows: Option<VerifiedMunro>,
 }
@@ -109,6 +113,21 @@ impl Told {
     /// When something is to be said once more.
     pub(super) fn repeat_at(&self) -> Option<Instant> {
         self.repeat.map(|(at, _)| at)
+    }
+
+    /// Whether the circle's `version` is to be told to an equal now: when it is new, and once more soon
+    /// after, for nobody acknowledges it.
+    pub(super) fn circle_due(&mut self, now: Instant, version: u64) -> bool {
+        if self.circle != Some(version) {
+            (self.circle, self.circle_again) = (Some(version), Some(now + ANNOUNCE_REPEAT));
+            return true;
+        }
+        self.circle_again.take_if(|at| *at <= now).is_some()
+    }
+
+    /// When the circle is to be told once more.
+    pub(super) fn circle_at(&self) -> Option<Instant> {
+        self.circle_again
     }
 
     /// Queues the changes from number `from` on.

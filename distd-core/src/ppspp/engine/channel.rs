@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::ppspp::codec::{ChannelId, MessageSet, MessageType};
+use crate::ppspp::codec::{ChannelId, MessageSet, MessageType, Seat};
 
 use super::acks::Acks;
 use super::announce::Told;
 use super::event::{Class, SwarmKey};
 use super::limits::{
-    DEAD_AFTER, DEAD_SENT_MIN, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, KEEP_ALIVE, SILENCE_BACKGROUND,
+    CIRCLES_PER_MINUTE, DEAD_AFTER, DEAD_SENT_MIN, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX,
+    KEEP_ALIVE, SIGNATURE_CHECKS_PER_MINUTE, SILENCE_BACKGROUND,
 };
 use super::meter::Meter;
 use super::rtt::Rtt;
@@ -54,6 +55,8 @@ pub(super) struct Channel {
     /// Where it says that it stands, and how often it has said something else.
     pub(super) place: Option<Place>,
     pub(super) places: u32,
+    /// Who takes turns, as it says.
+    pub(super) circle: Vec<Seat>,
     /// We were told to dial it, or have found it ourselves.
     pub(super) dialled: bool,
     pub(super) rtt: Rtt,
@@ -84,6 +87,8 @@ pub(super) struct Traffic {
     pub(super) bad: u32,
     /// Signatures checked in the current minute, and when it began.
     pub(super) checks: (u32, Instant),
+    /// CIRCLE messages looked at in the current minute, and when it began.
+    pub(super) circles: (u32, Instant),
     /// Handshake datagrams sent, and when the last one was.
     pub(super) greetings: (u32, Instant),
 }
@@ -125,6 +130,7 @@ impl Channel {
             messages: MessageSet::default(),
             place: None,
             places: 0,
+            circle: Vec::new(),
             dialled: outbound,
             rtt: Rtt::new(now),
             source: Source::new(now),
@@ -141,6 +147,7 @@ impl Channel {
                 verified_bytes: 0,
                 bad: 0,
                 checks: (0, now),
+                circles: (0, now),
                 greetings: (0, now),
             },
             flags: Flags::default(),
@@ -226,12 +233,12 @@ impl Channel {
 
     /// One more signature check for what was not asked for; `false` if the minute's are used up.
     pub(super) fn may_check(&mut self, now: Instant) -> bool {
-        let (count, since) = &mut self.traffic.checks;
-        if now.saturating_duration_since(*since) > Duration::from_secs(60) {
-            (*count, *since) = (0, now);
-        }
-        *count += 1;
-        *count <= super::limits::SIGNATURE_CHECKS_PER_MINUTE
+        count_in_minute(&mut self.traffic.checks, now) <= SIGNATURE_CHECKS_PER_MINUTE
+    }
+
+    /// One more CIRCLE; `false` if the minute's are used up.
+    pub(super) fn may_tell_circle(&mut self, now: Instant) -> bool {
+        count_in_minute(&mut self.traffic.circles, now) <= CIRCLES_PER_MINUTE
     }
 
     /// The signature was the origin's and news: as many of these as it makes are welcome.
@@ -239,6 +246,15 @@ impl Channel {
         let (count, _) = &mut self.traffic.checks;
         *count = count.saturating_sub(1);
     }
+}
+
+/// How often something has happened in the current minute, this time included.
+fn count_in_minute((count, since): &mut (u32, Instant), now: Instant) -> u32 {
+    if now.saturating_duration_since(*since) > Duration::from_secs(60) {
+        (*count, *since) = (0, now);
+    }
+    *count = count.saturating_add(1);
+    *count
 }
 
 /// The table of channels.

@@ -413,6 +413,7 @@ impl Engine {
             channel.serve.paced_until,
             channel.told.news_at,
             channel.told.repeat_at(),
+            channel.told.circle_at(),
             channel.told.munro_at(heard, swarm.newest.as_ref()),
         ]
         .into_iter()

@@ -97,8 +97,19 @@ pub const OWNERS_MAX: usize = 4096;
 pub const SILENCE_BACKGROUND: Duration = Duration::from_secs(2);
 /// How long all above may be silent before what peers want of them is given up.
 pub const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
-/// Stretches remembered that equals asked for; further ones are fetched without.
+/// Stretches remembered that readers of equals wait for; further ones are fetched without.
 pub const CLAIMS_MAX: usize = 4096;
+/// Peers over which a member that takes turns is known at the most.
+pub const CIRCLE_HOPS_MAX: u8 = 6;
+/// How long what an equal says of those who take turns waits for others that say it, too.
+pub const CIRCLE_DELAY: Duration = Duration::from_millis(10);
+/// CIRCLE messages of one peer that are looked at in a minute; further ones are ignored.
+pub const CIRCLES_PER_MINUTE: u32 = 240;
+/// How long nothing new must be heard of those who take turns before background work is asked of the
+/// injector: a few exchanges tell all of a large level.
+pub const SETTLING: Duration = Duration::from_millis(100);
+/// And how long it waits at the most.
+pub const SETTLING_MAX: Duration = Duration::from_secs(1);
 /// Stretches of background work that are looked at for whom to ask to fetch them: 64 MiB.
 pub const LOOK_AHEAD_STRETCHES: usize = 256;
 /// How often waiting background work is looked at.

@@ -19,7 +19,7 @@
 //! | `channel`, `swarm`, `timers`, `rtt` | what is kept of a peer, a log, the time |
 //! | `receive` | what each message does |
 //! | `fetch`, `picker`, `source`, `flight`, `offered` | what is wanted, of whom, and what is there of it |
-//! | `turns` | who of a level fetches what from above |
+//! | `circle`, `turns` | who of a level owns what, and who fetches it from above |
 //! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
 //! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
 //! | `report`, `meter`, `networks` | how peers stand, how fast bytes pass, who is near |
@@ -27,6 +27,7 @@
 mod acks;
 mod announce;
 mod channel;
+mod circle;
 mod dial;
 mod event;
 mod fetch;

@@ -41,13 +41,13 @@ pub(super) fn plan(
     if std::mem::take(&mut swarm.unpark) {
         swarm.ledger.unpark();
     }
-    if !swarm.ledger.has_work() {
-        return asked;
-    }
     let greeting = swarm.greeting(now, channels);
     let grown = std::mem::take(&mut swarm.ledger.grown);
     swarm.turns.epoch += u64::from(grown);
     let refreshed = swarm.turns.refresh(now, &swarm.members, channels, greeting);
+    if !swarm.ledger.has_work() {
+        return asked;
+    }
     upgrade(now, swarm, channels, &mut asked);
     swarm.ledger.expand_waited();
     if (refreshed || grown) && !swarm.turns.is_flat() {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::keys::NtpTime;
 use crate::limits::{BLOCK_LAYER, GRANULE_LAYER, MUNRO_LAYER};
-use crate::ppspp::codec::{Message, WireClass};
+use crate::ppspp::codec::{Message, Seats, WireClass};
 use crate::tree::{MunroTree, NodeHash, SignedMunro, VerifiedMunro, VerifiedRun, VerifyError};
 use crate::unit::{Bin, ChunkRange, MunroIndex};
 
@@ -72,6 +72,7 @@ impl Receive<'_> {
             Message::Place { id, level } => {
                 return self.on_place(id, level);
             }
+            Message::Circle(seats) => self.on_circle(seats),
             Message::Cancel(chunks) => self.channel.serve.on_cancel(chunks),
             Message::Miss(chunks) => self.on_miss(chunks),
             Message::Choke => {
@@ -116,6 +117,18 @@ impl Receive<'_> {
             self.swarm.placed.push(self.index);
         }
         Ok(())
+    }
+
+    /// The peer says who of its level takes turns.
+    fn on_circle(&mut self, seats: Seats<'_>) {
+        if seats.iter().eq(self.channel.circle.iter().copied())
+            || !self.channel.may_tell_circle(self.now)
+        {
+            return;
+        }
+        self.channel.circle = seats.iter().collect();
+        self.swarm.turns.on_circle(self.now);
+        self.swarm.dirty = true;
     }
 
     /// One chunk.
@@ -396,15 +409,13 @@ impl Receive<'_> {
             self.channel.told.queue.extend(have(from, to));
         }
         lacking.remove(until, u64::MAX);
-        // Who dials nobody has nobody above.
+        // Who dials nobody has nobody above, but perhaps an equal that has.
         let ours = self.swarm.turns.place.level;
         let level = self.channel.level(ours);
         let is_above = level.is_some_and(|level| level < ours);
-        let mut room = if self.swarm.links.is_empty() || is_above {
-            0
-        } else {
-            AWAITED_BLOCKS_MAX.saturating_sub(awaited.count())
-        };
+        let nobody = self.swarm.links.is_empty() && !self.swarm.turns.circle.has_others();
+        let mut room =
+            if nobody || is_above { 0 } else { AWAITED_BLOCKS_MAX.saturating_sub(awaited.count()) };
         for (start, end) in lacking.iter() {
             let awaited = &mut self.channel.source.awaited;
             let known: u64 = awaited.iter_within(start, end).map(|(from, to)| to - from).sum();
@@ -419,7 +430,7 @@ impl Receive<'_> {
             }
             room -= new;
             awaited.insert(start, end);
-            if level == Some(ours) {
+            if level == Some(ours) && class == Class::Waited {
                 self.swarm.turns.claim(start, end, deadline);
             }
         }

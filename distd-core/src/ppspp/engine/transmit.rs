@@ -56,7 +56,10 @@ impl Engine {
             .sum();
         let mut budget = self.config.receive_bytes_max.saturating_sub(outstanding);
         let told = if std::mem::take(&mut swarm.spread) { members.clone() } else { Vec::new() };
+        let version = swarm.turns.circle.version();
         let asked = plan(now, swarm, &mut self.channels, &mut budget);
+        let told =
+            if swarm.turns.circle.version() == version { told } else { swarm.members.clone() };
         let hopeless = std::mem::take(&mut swarm.hopeless);
         if let Some(at) = swarm.turns.tick_at.take() {
             self.timers.arm(Timer::Swarm(key), at, &mut swarm.armed);
@@ -96,6 +99,12 @@ impl Engine {
         if channel.served && due && channel.understands(MessageType::Place) {
             writer.push(&Message::Place { id: swarm.turns.place.id, level });
             channel.told.level = Some(level);
+        }
+        let is_equal =
+            channel.level(level) == Some(level) && channel.understands(MessageType::Circle);
+        let circle = &swarm.turns.circle;
+        if channel.served && is_equal && (channel.told.circle_due(now, circle.version()) || due) {
+            writer.push(&Message::Circle(circle.told_to(index).as_seats()));
         }
         match channel.serve.choke.take() {
             Some(true) => writer.push(&Message::Choke),

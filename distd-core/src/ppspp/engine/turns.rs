@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! level 0      the injector
-//! level 1      relay   relay            each stretch of the log has one owner on a level: who weighs
-//!                 \    / |  \           most for it (rendezvous hashing). The owner fetches it from
-//! level 255     node  node  node        above, the others wait for its HAVE, for a bounded time
+//! level 1      relay   relay            each stretch of the log has one owner on a level (`circle`).
+//!                 \    / |  \           The owner fetches it from above, the others wait for its
+//! level 255     node  node  node        HAVE, for a bounded time
 //! ```
 //!
 //! A want **climbs**: rung 0 is its owner among the equals, each further rung a level above, the
@@ -19,11 +19,12 @@ use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
 use crate::unit::{BlockIndex, BlockRange};
 
 use super::channel::{Channel, ChannelIndex, Channels};
+use super::circle::{Circle, Owner, weight};
 use super::event::{Class, Role};
 use super::limits::{
-    CLAIMS_MAX, CUT_OFF_AFTER, HOLD_BACKGROUND, HOLD_BACKGROUND_MAX, HOLD_WAITED,
-    LOOK_AHEAD_STRETCHES, OWNERS_MAX, PATIENCE_BACKGROUND_MAX, PATIENCE_BACKGROUND_MIN,
-    PATIENCE_WAITED_MAX, PATIENCE_WAITED_MIN, TURNS_TICK,
+    CIRCLE_DELAY, CUT_OFF_AFTER, HOLD_BACKGROUND, HOLD_BACKGROUND_MAX, HOLD_WAITED,
+    LOOK_AHEAD_STRETCHES, PATIENCE_BACKGROUND_MAX, PATIENCE_BACKGROUND_MIN, PATIENCE_WAITED_MAX,
+    PATIENCE_WAITED_MIN, TURNS_TICK,
 };
 use super::source::Ask;
 
@@ -31,8 +32,6 @@ use super::source::Ask;
 const STRETCH_LAYER: u32 = 8;
 /// Blocks of a stretch.
 pub(super) const STRETCH_BLOCKS: u64 = 1 << (STRETCH_LAYER - BLOCK_LAYER);
-/// Round trip up to which an equal is near enough to fetch what a reader waits for.
-const NEAR: Duration = Duration::from_millis(10);
 /// Granules that the owner may take the time of before it lets others wait in vain.
 const PATIENCE_GRANULES: f64 = 16.0;
 /// The same before anything has come from above.
@@ -77,14 +76,6 @@ impl Place {
     }
 }
 
-/// A member of our own level.
-#[derive(Clone, Copy, Debug)]
-struct Equal {
-    id: u64,
-    index: ChannelIndex,
-    near: bool,
-}
-
 /// How far up something that is wanted has climbed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Climb {
@@ -98,8 +89,17 @@ pub(super) struct Climb {
 struct Asked {
     index: ChannelIndex,
     at: Instant,
-    /// It is above us: nodes go past a relay that lives only when it says that it cannot.
-    above: bool,
+    /// Over how many equals it is to get it; 0: it is above us. Nodes go past a relay that lives only
+    /// when it says that it cannot.
+    hops: u8,
+    /// The circle's version at which it was the owner.
+    version: u64,
+}
+
+impl Asked {
+    const fn is_above(&self) -> bool {
+        self.hops == 0
+    }
 }
 
 impl Climb {
@@ -159,22 +159,21 @@ pub(super) struct Piece {
 #[derive(Debug)]
 pub(super) struct Turns {
     pub(super) place: Place,
-    equals: Vec<Equal>,
+    pub(super) circle: Circle,
     /// Levels above with a member that answers, the nearest first.
     tiers: Vec<(u8, Vec<(u64, ChannelIndex)>)>,
-    /// Who is the owner of a stretch; `None`: we are.
-    owners: BTreeMap<u64, Option<ChannelIndex>>,
-    /// Stretches that an equal asked us to fetch: ours, whatever we think, until then.
-    claims: BTreeMap<u64, Instant>,
     /// Stretches of background work.
     climbs: BTreeMap<u64, Climb>,
     /// Until then nearer members than the injector may still answer their first datagram.
     greeting: Option<Instant>,
+    /// Until then owners may still change: background work is not asked of the injector.
+    settling: Option<Instant>,
     /// Counts changes after which background work may find a source where it found none.
     pub(super) epoch: u64,
     /// When something that waits here is to be looked at.
     pub(super) tick_at: Option<Instant>,
-    looked_at: Option<Instant>,
+    /// When members are looked at next.
+    look_at: Option<Instant>,
     /// Since when nobody above answers.
     cut_off: Option<Instant>,
     /// Background work waits for others.
@@ -185,15 +184,14 @@ impl Turns {
     pub(super) fn new(place: Place) -> Self {
         Self {
             place,
-            equals: Vec::new(),
+            circle: Circle::new(place.id),
             tiers: Vec::new(),
-            owners: BTreeMap::new(),
-            claims: BTreeMap::new(),
             climbs: BTreeMap::new(),
             greeting: None,
+            settling: None,
             epoch: 1,
             tick_at: None,
-            looked_at: None,
+            look_at: None,
             cut_off: None,
             waiting: false,
         }
@@ -201,7 +199,14 @@ impl Turns {
 
     /// Members, their places or what they are about to do have changed.
     pub(super) fn on_change(&mut self) {
-        self.looked_at = None;
+        self.look_at = None;
+    }
+
+    /// An equal says who takes turns: looked at soon, for others will say it, too.
+    pub(super) fn on_circle(&mut self, now: Instant) {
+        let soon = now + CIRCLE_DELAY;
+        self.look_at = self.look_at.map(|at| at.min(soon));
+        self.tick(soon);
     }
 
     /// Looks at the members anew, if they have changed or some time has passed; whether it did.
@@ -215,22 +220,20 @@ impl Turns {
         if let Some(until) = greeting {
             self.tick(until);
         }
-        let ended = self.greeting.is_some() && self.greeting != greeting;
-        self.greeting = greeting;
-        if let Some(next) =
-            self.looked_at.map(|at| at + TURNS_TICK).filter(|at| now < *at && !ended)
-        {
+        let settling = self.circle.settles_at(now);
+        let ended = self.greeting.is_some() && self.greeting != greeting
+            || self.settling.is_some() && settling.is_none();
+        (self.greeting, self.settling) = (greeting, settling);
+        if let Some(next) = self.look_at.filter(|at| now < *at && !ended) {
             if self.waiting {
                 self.tick(next);
             }
             return false;
         }
-        self.looked_at = Some(now);
+        self.look_at = Some(now + TURNS_TICK);
         self.epoch += 1;
-        self.equals.clear();
         self.tiers.clear();
-        self.owners.clear();
-        self.claims.retain(|_, until| *until > now);
+        let mut equals = Vec::new();
         let mut above: BTreeMap<u8, Vec<(u64, ChannelIndex)>> = BTreeMap::new();
         let mut least_above = Duration::MAX;
         for index in members {
@@ -247,15 +250,18 @@ impl Turns {
                 && !channel.source.is_idle(now, Class::Waited)
                 && !channel.source.is_silent()
             {
-                self.equals.push(Equal { id: place.id, index: *index, near: false });
+                equals.push(*index);
             }
         }
-        for equal in &mut self.equals {
-            let rtt = channels.get(equal.index).map_or(Duration::MAX, |c| c.rtt.minimum());
-            equal.near = rtt <= NEAR || rtt <= least_above / 2;
-        }
         self.tiers.extend(above.into_iter().rev());
-        self.cut_off = self.tiers.is_empty().then(|| self.cut_off.unwrap_or(now));
+        let takes_turns = !self.tiers.is_empty();
+        self.circle.refresh(now, &equals, channels, takes_turns, least_above);
+        self.settling = self.circle.settles_at(now);
+        if let Some(at) = self.settling {
+            self.tick(at);
+        }
+        let is_cut_off = self.tiers.is_empty() && !self.circle.has_others();
+        self.cut_off = is_cut_off.then(|| self.cut_off.unwrap_or(now));
         true
     }
 
@@ -272,7 +278,7 @@ impl Turns {
     /// Whether everybody who has something may be asked for it: there are no equals, and one level
     /// above at most.
     pub(super) fn is_flat(&self) -> bool {
-        self.equals.is_empty()
+        self.circle.is_alone()
             && self.greeting.is_none()
             && self.tiers.len() <= 1
             && self.tiers.iter().all(|(level, _)| *level == INJECTOR)
@@ -286,40 +292,10 @@ impl Turns {
         1 + tier.unwrap_or(self.tiers.len())
     }
 
-    /// An equal asks us to fetch blocks `start..end` until then.
+    /// A reader of an equal waits for blocks `start..end` until then, and wants them of us.
     pub(super) fn claim(&mut self, start: u64, end: u64, until: Instant) {
-        for stretch in start / STRETCH_BLOCKS..end.div_ceil(STRETCH_BLOCKS) {
-            if self.claims.len() < CLAIMS_MAX || self.claims.contains_key(&stretch) {
-                let claim = self.claims.entry(stretch).or_insert(until);
-                *claim = until.max(*claim);
-            }
-        }
+        self.circle.claim(start / STRETCH_BLOCKS..end.div_ceil(STRETCH_BLOCKS), until);
         self.epoch += 1;
-    }
-
-    /// The owner of the stretch; `None` if it is our turn.
-    fn owner(&mut self, stretch: u64, class: Class) -> Option<ChannelIndex> {
-        if self.equals.is_empty() || self.claims.contains_key(&stretch) {
-            return None;
-        }
-        if class == Class::Waited {
-            return self.elect(stretch, |equal| equal.near);
-        }
-        if let Some(owner) = self.owners.get(&stretch) {
-            return *owner;
-        }
-        let owner = self.elect(stretch, |_| true);
-        if self.owners.len() >= OWNERS_MAX {
-            self.owners.clear();
-        }
-        self.owners.insert(stretch, owner);
-        owner
-    }
-
-    fn elect(&self, stretch: u64, eligible: impl Fn(&Equal) -> bool) -> Option<ChannelIndex> {
-        let equals = self.equals.iter().filter(|equal| eligible(equal));
-        let best = equals.map(|equal| (weight(equal.id, stretch), equal.index)).max()?;
-        (best.0 > weight(self.place.id, stretch)).then_some(best.1)
     }
 
     /// The member of a level above that fetches the stretch for us.
@@ -329,7 +305,7 @@ impl Turns {
         Want { stretch, class, .. }: Want,
         now: Instant,
         channels: &Channels,
-    ) -> Option<ChannelIndex> {
+    ) -> Option<Owner> {
         let (level, members) = self.tiers.get(tier)?;
         if *level == INJECTOR {
             return None;
@@ -339,7 +315,25 @@ impl Turns {
                 !channel.source.is_idle(now, class) && !channel.is_out_of_reach(now, class)
             })
         });
-        awake.map(|(id, index)| (weight(*id, stretch), *index)).max().map(|(_, index)| index)
+        let best = awake.map(|(id, index)| (weight(*id, stretch), *index)).max();
+        best.map(|(_, index)| Owner { index, hops: 0 })
+    }
+
+    /// Whether who was asked, if it is an equal, owns the stretch as we see it now; it is to blame for
+    /// nothing if not.
+    fn is_owner_still(&mut self, stretch: u64, class: Class, of: &mut Option<Asked>) -> bool {
+        let version = self.circle.version();
+        let Some(asked) = of else { return false };
+        if asked.is_above() || class == Class::Waited || asked.version == version {
+            return true;
+        }
+        let owner = self.circle.owner(stretch, class);
+        if owner.is_none_or(|owner| owner.index != asked.index) {
+            *of = None;
+            return false;
+        }
+        asked.version = version;
+        true
     }
 
     /// What a want may do now; `offers` says whether somebody of a rank has it.
@@ -354,9 +348,12 @@ impl Turns {
         let Want { stretch, class, hops } = want;
         loop {
             if let Some(asked) = climb.asked {
-                if asked.above && (1..=climb.rung.max(1)).any(&offers) {
+                if !self.is_owner_still(stretch, class, &mut climb.asked) {
+                    continue;
+                }
+                if asked.is_above() && (1..=climb.rung.max(1)).any(&offers) {
                     climb.asked = None;
-                    return self.take(now, climb.rung.max(1));
+                    return self.take(now, class, climb.rung.max(1));
                 }
                 if let Some(until) = self.patience_until(now, climb, asked, class, channels)
                     && now < until
@@ -376,11 +373,11 @@ impl Turns {
                 }
                 continue;
             }
-            let owner = if climb.rung == 0 { self.owner(stretch, class) } else { None };
+            let owner = if climb.rung == 0 { self.circle.owner(stretch, class) } else { None };
             // Our turn is not written down: a member that comes may have it next.
             let rung = if owner.is_none() { climb.rung.max(1) } else { 0 };
             if rung > self.tiers.len() || (1..=rung).any(&offers) {
-                return self.take(now, rung);
+                return self.take(now, class, rung);
             }
             let next = match rung {
                 _ if hops == 0 => None,
@@ -389,7 +386,7 @@ impl Turns {
             };
             match next {
                 // It takes no more for now: asked again when it has made progress.
-                Some(index)
+                Some(Owner { index, .. })
                     if channels.get(index).is_some_and(|c| c.source.is_sated(now, class))
                         && (class == Class::Background || now < climb.since + HOLD_WAITED) =>
                 {
@@ -399,8 +396,8 @@ impl Turns {
                     self.tick(now + TURNS_TICK);
                     return Step::Wait;
                 }
-                Some(index) => {
-                    let asked = Asked { index, at: now, above: rung > 0 };
+                Some(Owner { index, hops }) => {
+                    let asked = Asked { index, at: now, hops, version: self.circle.version() };
                     climb.asked = Some(asked);
                     self.tick(now + self.patience(asked, class, channels));
                     return Step::Ask(index);
@@ -411,10 +408,11 @@ impl Turns {
     }
 
     /// The injector waits until nearer members have had time to answer.
-    fn take(&mut self, now: Instant, rank: usize) -> Step {
+    fn take(&mut self, now: Instant, class: Class, rank: usize) -> Step {
         let injector =
             self.tiers.get(rank.wrapping_sub(1)).is_none_or(|(level, _)| *level == INJECTOR);
-        match self.greeting.filter(|until| *until > now && injector) {
+        let settling = self.settling.filter(|_| class == Class::Background);
+        match self.greeting.max(settling).filter(|until| *until > now && injector) {
             Some(until) => {
                 self.tick(until);
                 Step::Wait
@@ -435,7 +433,7 @@ impl Turns {
         let channel = channels.get(asked.index)?;
         let source = &channel.source;
         let gone =
-            if asked.above { channel.is_out_of_reach(now, class) } else { source.is_silent() };
+            if asked.is_above() { channel.is_out_of_reach(now, class) } else { source.is_silent() };
         if source.is_idle(asked.at, class) || gone {
             return None;
         }
@@ -451,7 +449,7 @@ impl Turns {
             return HOLD_WAITED;
         }
         let ahead = (LOOK_AHEAD_STRETCHES as u64 * (CHUNK_BYTES << STRETCH_LAYER)) as f64;
-        let share = ahead / (self.equals.len() + 1) as f64;
+        let share = ahead / self.circle.seats().max(1) as f64;
         let rate = self.rate_above(channels);
         if rate < 1.0 {
             return HOLD_BACKGROUND;
@@ -470,7 +468,7 @@ impl Turns {
     /// How long whoever fetches for others may be without progress. Scaled by what comes from above:
     /// who shares a thin line with us is as slow as we are.
     fn patience(&self, asked: Asked, class: Class, channels: &Channels) -> Duration {
-        if asked.above {
+        if asked.is_above() {
             return match class {
                 Class::Waited => PATIENCE_WAITED_MAX,
                 Class::Background => PATIENCE_BACKGROUND_MAX,
@@ -484,12 +482,14 @@ impl Turns {
             return expected.clamp(PATIENCE_WAITED_MIN, PATIENCE_WAITED_MAX);
         }
         let rate = self.rate_above(channels);
+        let hops = u32::from(asked.hops);
         if rate < 1.0 {
-            return PATIENCE_UNKNOWN;
+            return PATIENCE_UNKNOWN * hops;
         }
         let granules = PATIENCE_GRANULES * (CHUNK_BYTES << GRANULE_LAYER) as f64;
         Duration::from_secs_f64((granules / rate).min(60.0))
             .clamp(PATIENCE_BACKGROUND_MIN, PATIENCE_BACKGROUND_MAX)
+            * hops
     }
 
     /// Passes a member over for a while if it has shown no progress for as long as it may, or is
@@ -513,8 +513,7 @@ impl Turns {
             idle
         });
         if idle {
-            self.equals.retain(|equal| equal.index != asked.index);
-            self.owners.clear();
+            self.circle.forget(asked.index);
             self.epoch += 1;
         }
         idle
@@ -565,11 +564,12 @@ impl Turns {
 
     /// Whether background work of the stretch that begins there may be asked of this rank.
     fn may_take(&mut self, stretch: u64, rank: usize) -> bool {
-        if self.greeting.is_some() {
+        let injector = self.tiers.get(rank.wrapping_sub(1)).is_none_or(|(of, _)| *of == INJECTOR);
+        if self.greeting.is_some() || injector && self.settling.is_some() {
             return false;
         }
         let rung = self.climbs.get(&stretch).map_or(0, |climb| climb.rung);
-        let mut ours = || usize::from(self.owner(stretch, Class::Background).is_none());
+        let mut ours = || usize::from(self.circle.owner(stretch, Class::Background).is_none());
         let reach = if rung == 0 { ours() } else { rung };
         reach >= rank
     }
@@ -619,13 +619,12 @@ impl Turns {
 
     /// A channel is gone: its index may become another peer's.
     pub(super) fn forget_channel(&mut self, now: Instant, index: ChannelIndex) {
-        self.equals.retain(|equal| equal.index != index);
+        self.circle.forget(index);
         self.tiers.iter_mut().for_each(|(_, members)| members.retain(|(_, i)| *i != index));
         self.tiers.retain(|(_, members)| !members.is_empty());
-        if self.tiers.is_empty() {
+        if self.tiers.is_empty() && !self.circle.has_others() {
             self.cut_off.get_or_insert(now);
         }
-        self.owners.clear();
         for climb in self.climbs.values_mut() {
             climb.forget_channel(index);
         }
@@ -650,33 +649,9 @@ pub(super) fn pieces(Piece { start, end, hops }: Piece) -> impl Iterator<Item = 
 /// How many peers a wish for something that they lack may pass: an equal and a level above, four times.
 pub(super) const HOPS: u8 = 8;
 
-/// The weight of a member for a stretch: the same wherever it is computed.
-fn weight(id: u64, stretch: u64) -> u64 {
-    mix(id ^ mix(stretch))
-}
-
-/// The finalizer of `SplitMix64`: every bit of the input moves every bit of the output.
-fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn stretches_are_dealt_out_evenly() {
-        let ids: Vec<u64> = (0..8).map(mix).collect();
-        let mut owned = [0u32; 8];
-        for stretch in 0..4000 {
-            let owner = (0..8).max_by_key(|i| weight(ids[*i], stretch)).expect("eight");
-            owned[owner] += 1;
-        }
-        assert!(owned.iter().all(|count| (400..600).contains(count)), "{owned:?}");
-    }
 
     #[test]
     fn a_relay_stands_below_what_it_dials_and_never_moves_down() {

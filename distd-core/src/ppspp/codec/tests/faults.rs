@@ -47,12 +47,21 @@ fn a_keep_alive_is_a_channel_and_nothing_else() {
 // Shows C01 (RFC 7574 3).
 #[test]
 fn types_that_are_not_known_end_a_datagram() {
-    for code in 18..=255 {
+    for code in 19..=255 {
         // RFC 7574 3: drop what follows an invalid message; here the whole datagram.
         assert_eq!(fault(&[0, 0, 0, 7, 10, code]), Some(Fault::UnknownMessage(code)));
         let error = decode(&[0, 0, 0, 7, 10, code], &WireProfile::LIVE).expect_err("unknown");
         assert_eq!(error.offset, 5);
     }
+}
+
+#[test]
+fn a_circle_has_as_many_seats_as_it_says_and_no_more_than_take_turns() {
+    let circle =
+        |count: u8, seats: usize| [&[0, 0, 0, 7, 18, count][..], &vec![1; 9 * seats]].concat();
+    assert_eq!(fault(&circle(16, 16)), None);
+    assert_eq!(fault(&circle(17, 17)), Some(Fault::TooManySeats { count: 17 }));
+    assert_eq!(fault(&circle(2, 1)), Some(Fault::Truncated { needed: 18, found: 9 }));
 }
 
 // Shows C04 (RFC 7574 3.1).

@@ -58,7 +58,7 @@ fn bitmaps_are_those_of_the_rfc() {
     assert_eq!(bitmap(without(&[])), [0xff, 0xfc]);
     assert_eq!(bitmap(without(&[PexReq, PexResV4, PexResV6, PexResCert])), [0xf9, 0xf0]);
     assert_eq!(bitmap(without(&[Ack, PexReq, PexResV4, PexResV6, PexResCert])), [0xd9, 0xf0]);
-    assert_eq!(bitmap(MessageSet::EXTENDED), [0xff, 0xff, 0xc0]);
+    assert_eq!(bitmap(MessageSet::EXTENDED), [0xff, 0xff, 0xe0]);
     assert!(bitmap(MessageSet::default()).is_empty());
     assert_eq!(MessageSet::STANDARD, without(&[]));
     assert_eq!(MessageSet::EXTENDED, MessageSet::of(&MessageType::ALL));
@@ -89,7 +89,7 @@ fn a_handshake_of_a_log_is_77_bytes() {
     expected.extend_from_slice(&id);
     expected.extend_from_slice(&[3, 3, 4, 0xb3, 5, 15, 6, 4, 7]);
     expected.extend_from_slice(&[0xff; 8]);
-    expected.extend_from_slice(&[8, 3, 0xff, 0xff, 0xc0, 9, 0, 0, 4, 0, 0xff]);
+    expected.extend_from_slice(&[8, 3, 0xff, 0xff, 0xe0, 9, 0, 0, 4, 0, 0xff]);
     assert_eq!(bytes, expected);
     assert_eq!(bytes.len(), 77);
 }
@@ -106,7 +106,10 @@ fn the_extensions_are_as_documented() {
     let miss = Message::Miss(chunks(4, 8));
     let map = Message::HaveMap { munro: MunroIndex(5), granules: (1 << 63) | 1 };
     let place = Message::Place { id: 0x0102, level: 255 };
-    let bytes = datagram(7, &live, &[want, miss, map, place]);
+    let seats = [Seat { id: 0x0102, hops: 0 }, Seat { id: 3, hops: 4 }];
+    let seats = SeatList::from_iter(seats);
+    let circle = Message::Circle(seats.as_seats());
+    let bytes = datagram(7, &live, &[want, miss, map, place, circle]);
     let range = [0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 7];
     let expected = [
         &[0, 0, 0, 7, 14][..],
@@ -115,6 +118,7 @@ fn the_extensions_are_as_documented() {
         &range,
         &[16, 0, 0, 0, 0, 0, 0, 0, 5, 0x80, 0, 0, 0, 0, 0, 0, 1],
         &[17, 0, 0, 0, 0, 0, 0, 1, 2, 255],
+        &[18, 2, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 3, 4],
     ];
     assert_eq!(bytes, expected.concat());
 }
@@ -127,6 +131,7 @@ fn messages_have_the_sizes_of_the_rfc() {
     let data = Message::Data { chunks: range, timestamp_us: 0, payload: &[0; 1024] };
     let want = Message::Want { chunks: range, class: WireClass::Waited, deadline_ms: 0, hops: 0 };
     let signed = Message::SignedIntegrity { chunks: range, time: NtpTime(0), signature };
+    let nobody = SeatList::default();
     let table = [
         (data, [1037, 1049, 1041, 1041, 1049]),
         (Message::Ack { chunks: range, delay_us: 0 }, [13, 25, 17, 17, 25]),
@@ -145,6 +150,7 @@ fn messages_have_the_sizes_of_the_rfc() {
         (Message::Miss(range), [5, 17, 9, 9, 17]),
         (Message::HaveMap { munro: MunroIndex(0), granules: 0 }, [17; 5]),
         (Message::Place { id: 1, level: 0 }, [10; 5]),
+        (Message::Circle(nobody.as_seats()), [2; 5]),
     ];
     for (message, sizes) in table {
         for (addressing, size) in Addressing::ALL.into_iter().zip(sizes) {

@@ -7,6 +7,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 use super::super::addressing::CHUNKS_MAX;
+use super::super::reader::Reader;
 use super::*;
 use crate::keys::NtpTime;
 use crate::limits::LOG_MUNROS_MAX;
@@ -143,6 +144,13 @@ pub(super) fn message<'a>(
             granules: random.random(),
         },
         MessageType::Place => Message::Place { id: random.random(), level: random.random() },
+        MessageType::Circle => {
+            let count = |byte: &u8| usize::from(*byte) <= SEATS_MAX;
+            let from = random.random_range(0..pool.len() / 2);
+            let at = pool[from..].iter().position(count).map_or(0, |at| from + at);
+            let seats = Seats::read(&mut Reader::new(&pool[at..]));
+            seats.map_or(Message::PexReq, Message::Circle)
+        }
     }
 }
 

@@ -613,7 +613,7 @@ fn a_wish_in_vain_is_answered_and_makes_room_for_others() {
     stranger.say(&mut net, node, &[wish(all, WireClass::Background, 5000)]);
     net.run_for(Duration::from_secs(4));
     assert!(missed(&net, node, &stranger).is_empty());
-    assert!(net.nodes[node].stored.len() as u64 >= AWAITED_BLOCKS_MAX);
+    assert!(net.nodes[node].stored.len() >= AWAITED_BLOCKS_MAX);
 }
 
 #[test]

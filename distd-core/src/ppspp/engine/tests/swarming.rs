@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use rand::Rng;
+
 use crate::ppspp::engine::{Class, DownReason, Event, FetchId, Role};
 use crate::sim::{FINE, Line, Log, Net, Weather};
 use crate::unit::{BlockIndex, BlockRange};
@@ -75,6 +77,34 @@ fn nodes_that_want_the_same_cost_the_origin_one_copy() {
             let channels = net.nodes[node].engine.engine_counters().channels;
             assert_eq!(channels, count as u64, "one channel to each other and to the origin");
         }
+    }
+}
+
+#[test]
+fn a_large_level_costs_one_copy_though_nobody_knows_many() {
+    for (seed, count, known) in [(30, 40, 3), (31, 60, 2)] {
+        let log = Log::new(8);
+        let mut net = Net::new(seed, FINE);
+        let origin = net.add_origin(&log);
+        net.nodes[origin].up = Some(Line::new(THIN, net.now));
+        let nodes: Vec<usize> = (0..count).map(|_| net.add(&log, None)).collect();
+        for (i, node) in nodes.iter().enumerate() {
+            net.nodes[*node].keep_runs = false;
+            net.connect(*node, origin);
+            net.connect(*node, nodes[(i + 1) % count]);
+            for _ in 1..known {
+                let other = nodes[net.rng.random_range(0..count)];
+                net.connect(*node, other);
+            }
+        }
+        net.trains = true;
+        let fetches = fetch_all(&mut net, &log, &nodes);
+        for (node, fetch) in &fetches {
+            net.run_until_fetched(*node, *fetch);
+        }
+        let (took, copies) = (net.now - net.start, copies(&net, &log, origin));
+        assert!(copies <= 1.1, "seed {seed}: {copies} copies in {took:?}");
+        assert!(took < Duration::from_secs(3), "seed {seed}: {took:?}; ideal is 0.67 s");
     }
 }
 
