@@ -30,7 +30,7 @@ local OPTIONS = {
 }
 local TYPES = {
   [0] = "HANDSHAKE", "DATA", "ACK", "HAVE", "INTEGRITY", "PEX_RESv4", "PEX_REQ", "SIGNED_INTEGRITY", "REQUEST",
-  "CANCEL", "CHOKE", "UNCHOKE", "PEX_RESv6", "PEX_REScert", "WANT", "MISS", "HAVE_MAP", "PLACE",
+  "CANCEL", "CHOKE", "UNCHOKE", "PEX_RESv6", "PEX_REScert", "WANT", "MISS", "HAVE_MAP", "PLACE", "CIRCLE",
 }
 local CLASSES = { [0] = "nobody waits", "a reader waits" }
 -- Chunks of different sizes: a DATA goes to the end of its datagram.
@@ -38,6 +38,7 @@ local VARIABLE = 0xffffffff
 -- No log has more chunks: what lies beyond is malformed. Below it a Lua number is exact.
 local CHUNKS_MAX = 2 ^ 50
 local MUNRO_CHUNKS, GRANULE_CHUNKS, MUNROS_MAX = 1024, 16, 2 ^ 40
+local SEATS_MAX = 16
 local DATAGRAM_BYTES_MAX = 1472
 local LAN_MAGIC = "distdLAN"
 
@@ -85,6 +86,9 @@ local f = {
   granules = ProtoField.uint64("distd.have_map.granules", "Granules", base.HEX),
   place_id = ProtoField.uint64("distd.place.id", "Id", base.HEX),
   level = ProtoField.uint8("distd.place.level", "Level", base.DEC),
+  seats = ProtoField.uint8("distd.circle.count", "Seats", base.DEC),
+  seat = ProtoField.uint64("distd.circle.id", "Id", base.HEX),
+  hops_to = ProtoField.uint8("distd.circle.hops", "Hops", base.DEC),
   lan_nonce = ProtoField.bytes("distd.lan.nonce", "Nonce"),
   lan_port = ProtoField.uint16("distd.lan.port", "Peers' port", base.DEC),
   lan_key = ProtoField.bytes("distd.lan.key", "Swarm's key"),
@@ -368,6 +372,16 @@ local function read_place(cursor, tree)
   return " " .. who
 end
 
+local function read_circle(cursor, tree)
+  local count = byte_of(cursor, tree, f.seats)
+  if count > SEATS_MAX then malformed(string.format("a CIRCLE of %d seats", count)) end
+  for _ = 1, count do
+    tree:add(f.seat, cursor:take(8))
+    tree:add(f.hops_to, cursor:take(1))
+  end
+  return string.format(" %d", count)
+end
+
 local function read_pex(field, count)
   return function(cursor, tree)
     tree:add(field, cursor:take(count))
@@ -413,6 +427,7 @@ local read_body = {
   [15] = only_range,
   [16] = read_have_map,
   [17] = read_place,
+  [18] = read_circle,
 }
 
 -- The rules that span messages (RFC 7574 sections 3.1 and 8.6), before one is read.

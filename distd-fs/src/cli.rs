@@ -169,6 +169,9 @@ enum Command {
         /// Whom to serve: 'all', or 'local': those of private networks and of this machine's own.
         #[arg(long, value_name = "WHOM", default_value = "all", value_parser = parse_relay_serve)]
         serve: Audience,
+        /// Whom to ask for other peers, and to tell of them: none, local or all.
+        #[arg(long, value_name = "WHOM", default_value = "local", value_parser = parse_serve)]
+        pex: Audience,
     },
     /// The cache: size, limit, eviction.
     #[command(subcommand)]
@@ -199,6 +202,9 @@ enum Command {
         /// Whom to serve: none, local or all.
         #[arg(long, default_value = "local", value_parser = parse_serve)]
         serve: Audience,
+        /// Whom to ask for other peers, and to tell of them: none, local or all.
+        #[arg(long, default_value = "local", value_parser = parse_serve)]
+        pex: Audience,
     },
 }
 
@@ -334,7 +340,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             let request = Request::Unpin { path: (&*named(path)?).into() };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::unpinned);
         }
-        Command::Relay { sources, listen, quota, pin, nolan, serve } => {
+        Command::Relay { sources, listen, quota, pin, nolan, serve, pex } => {
             let (cache, quota_bytes) = (cache()?, quota.and_then(|limit| limit.0));
             make_parent(&cache)?;
             let daemon = DaemonOptions {
@@ -344,6 +350,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 relay: true,
                 lan: !*nolan,
                 serve: *serve,
+                pex: *pex,
             };
             let targets = sources.iter().map(|source| Target::resolve(source));
             let targets = targets.collect::<Result<_, _>>()?;
@@ -359,7 +366,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             );
         }
         Command::Attach { order } => attach::main(order).map_err(Complaint::failure)?,
-        Command::Node { quota, listen, nolan, serve } => {
+        Command::Node { quota, listen, nolan, serve, pex } => {
             let (quota_bytes, listen) = (*quota, *listen);
             launch::run_node(&DaemonOptions {
                 cache: cache()?,
@@ -368,6 +375,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 relay: false,
                 lan: !*nolan,
                 serve: *serve,
+                pex: *pex,
             })?;
         }
     }
@@ -408,6 +416,7 @@ pub(crate) fn mount_command(
         relay: false,
         lan: options.lan,
         serve: options.serve,
+        pex: options.pex,
     };
     make_parent(&cache)?;
     if foreground {
@@ -496,6 +505,7 @@ fn start_if_needed(cache: &Path, request: &Request) -> Answer {
         relay: false,
         lan: true,
         serve: Audience::default(),
+        pex: Audience::default(),
     };
     launch::call_or_start(&options, request, MOUNT_SLACK)
 }
@@ -557,6 +567,7 @@ fn alone(cache: &Path, request: Request) -> Answer {
         relay: false,
         lan: true,
         serve: Audience::default(),
+        pex: Audience::default(),
     };
     let daemon = Daemon::start(&options)?;
     let answer = Doorkeeper(std::sync::Arc::clone(&daemon)).respond(request);

@@ -52,6 +52,8 @@ pub struct DaemonOptions {
     pub lan: bool,
     /// Whom it serves.
     pub serve: Audience,
+    /// Whom it asks for other peers, and tells of them.
+    pub pex: Audience,
 }
 
 #[derive(Default)]
@@ -114,7 +116,7 @@ impl Daemon {
         let mut node_options = NodeOptions::new(options.cache.clone());
         node_options.quota_bytes = options.quota_bytes;
         (node_options.relay, node_options.lan) = (options.relay, options.lan);
-        node_options.serve = options.serve;
+        (node_options.serve, node_options.pex) = (options.serve, options.pex);
         if let Some(listen) = options.listen {
             node_options.listen = listen;
         }

@@ -76,7 +76,7 @@ fn start(options: &DaemonOptions) -> Result<(), Complaint> {
     if !options.lan {
         command.arg("--nolan");
     }
-    command.args(["--serve", options.serve.as_str()]);
+    command.args(["--serve", options.serve.as_str(), "--pex", options.pex.as_str()]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
     let Some(stdout) = child.stdout.take() else { return Ok(()) };
     let (sender, receiver) = mpsc::sync_channel(1);

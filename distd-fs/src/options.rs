@@ -91,6 +91,8 @@ pub struct Options {
     pub lan: bool,
     /// Whom the node serves.
     pub serve: Audience,
+    /// Whom it asks for other peers, and tells of them.
+    pub pex: Audience,
     /// The directory may hold files.
     pub nonempty: bool,
 }
@@ -115,6 +117,7 @@ impl Default for Options {
             listen: None,
             lan: true,
             serve: Audience::default(),
+            pex: Audience::default(),
             nonempty: false,
         }
     }
@@ -153,7 +156,7 @@ pub enum OptionError {
 
 const KNOWN: &str = "allow_other, allow_root, allow_stale, cache=DIR, default_permissions, \
 dev, exec, hold, lan, listen=ADDR:PORT, nodev, noexec, nolan, nonempty, nosuid, prefetch=none|meta|profile|full, \
-quota=BYTES, ro, serve=none|local|all, suid, timeout=SECONDS, view=auto|erofs|tree";
+pex=none|local|all, quota=BYTES, ro, serve=none|local|all, suid, timeout=SECONDS, view=auto|erofs|tree";
 
 /// Options of mount(8) and of fstab that say nothing to a read-only, immutable file system.
 const GENERIC: [&str; 38] = [
@@ -245,6 +248,10 @@ impl Options {
                 "serve" => {
                     let audience = parse_audience(value);
                     self.serve = audience.ok_or(wrong("none, local or all"))?;
+                }
+                "pex" => {
+                    let audience = parse_audience(value);
+                    self.pex = audience.ok_or(wrong("none, local or all"))?;
                 }
                 "prefetch" => {
                     self.mount.prefetch = match value {
@@ -349,6 +356,7 @@ mod tests {
         {
             assert_eq!(parse(list).expect("known").mount.view, expected, "{list}");
         }
+        assert_eq!(parse("pex=all").expect("known").pex, Audience::All);
         for (list, expected) in [
             ("background=none", Prefetch::None),
             ("prefetch=none", Prefetch::None),
@@ -374,6 +382,7 @@ mod tests {
             "prefetch=metadata",
             "serve=everybody",
             "view=fuse",
+            "pex=yes",
         ] {
             assert!(matches!(parse(list), Err(OptionError::Value { .. })), "{list}");
         }

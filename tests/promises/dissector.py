@@ -128,6 +128,7 @@ def messages(addressing, hash_bytes, signature_bytes):
         b"\x0f" + some,
         b"\x10" + struct.pack(">QQ", 7, 0b1011),
         b"\x11" + struct.pack(">QB", 99, 255),
+        b"\x12\x02" + struct.pack(">QBQB", 99, 0, 98, 3),
     ]
 
 
@@ -165,15 +166,16 @@ def every_message_is_shown_in_every_notation_on_any_port(world):
         kinds, first, last, count, opened, swarm = dissected(
             path, "distd.type", "distd.first", "distd.last", "distd.count", "distd.opened_in", "distd.swarm"
         )[2]
-        assert kinds == [str(k) for k in range(2, 18)] + ["1"], kinds
+        assert kinds == [str(k) for k in range(2, 19)] + ["1"], kinds
         assert opened == ["2"] and swarm == [rsa.hex()], (opened, swarm)
         assert first == "8 8 1024 1024 8 8 8 8 9".split() and last == "11 11 2047 2047 11 11 11 11 9".split(), (first, last)
         assert count == "4 4 1024 1024 4 4 4 4 1".split(), count
         words = dissected(path, "distd.ack.delay", "distd.want.class", "distd.want.deadline", "distd.want.hops",
                           "distd.have_map.munro", "distd.place.level", "distd.pex.ipv4", "distd.pex.ipv6", "distd.pex.port",
-                          "distd.bin")[2]
+                          "distd.bin", "distd.circle.count", "distd.circle.hops")[2]
         assert [w[-1] for w in words[:8]] == ["-5", "1", "1500", "2", "7", "255", "192.0.2.9", "2001:db8::"], words
         assert words[8] == ["7001", "7002"] and "3071" in words[9], words
+        assert words[10:] == [["2"], ["0", "3"]], words
         columns = [row[0][0] for row in dissected(path, "_ws.col.Info")]
         assert columns[0].startswith("HANDSHAKE a0a0a0a0, HAVE 0-7") and columns[3] == "keep-alive", columns
         assert columns[4].startswith("HANDSHAKE closing"), columns
@@ -186,7 +188,8 @@ def what_the_codec_refuses_is_marked(world):
     whole = handshake(0xA0A0A0A0)
     bad = {
         "cut short": [b"\x02" + four(0, 0) + b"1234", b"\x03" + four(0, 0)[:-1], b"\x04" + four(0, 1) + bytes(31)],
-        "not known": [b"\x12", b"\x06\xff", b"\x0e" + four(0, 0) + b"\x02" + bytes(5)],
+        "a CIRCLE of": [b"\x12\x11" + bytes(9 * 17)],
+        "not known": [b"\x13", b"\x06\xff", b"\x0e" + four(0, 0) + b"\x02" + bytes(5)],
         "is empty": [b"\x03" + four(5, 4)],
         "beyond the longest log": [b"\x08" + four(0, 1 << 50), b"\x08" + four(1, (1 << 64) - 1), b"\x10" + struct.pack(">QQ", 1 << 40, 1)],
         "no node": [b"\x04" + four(0, 2) + bytes(32), b"\x04" + four(1, 2) + bytes(32), b"\x07" + four(2, 5) + bytes(72)],

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use super::{Acked, BACKGROUND_BYTES_INITIAL, SEGMENT_BYTES, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
 
 /// How long data may wait in queues because of us. RFC 6817: MUST be 100 milliseconds or less.
-const TARGET: Duration = Duration::from_millis(25);
+pub(super) const TARGET: Duration = Duration::from_millis(25);
+/// The same while a reader waits for data on the same channel: it waits in these queues, too.
+pub(super) const TARGET_BESIDE_READER: Duration = Duration::from_millis(5);
 /// Segments that a window grows by in a round trip without any queue. RFC 7574 8.15: TARGET and
 /// other parameters can be adjusted such that it acts as aggressive as TCP.
 const GAIN: f64 = 4.0;
@@ -37,16 +39,18 @@ impl Ledbat {
         self.starting
     }
 
-    /// Data arrived that went out at `sent_at` and waited for `queuing` on its way.
+    /// Data arrived that went out at `sent_at` and waited for `queuing` on its way, where it should
+    /// for `target`.
     pub(super) fn on_ack(
         &mut self,
         now: Instant,
         sent_at: Option<Instant>,
         acked: Acked,
         queuing: Duration,
+        target: Duration,
     ) {
         let used = acked.in_flight as f64 >= self.bytes / 2.0;
-        let off_target = 1.0 - queuing.as_secs_f64() / TARGET.as_secs_f64();
+        let off_target = 1.0 - queuing.as_secs_f64() / target.as_secs_f64();
         // LEDBAT++: slow start ends short of the target.
         if self.starting && off_target < 0.25 {
             self.starting = false;

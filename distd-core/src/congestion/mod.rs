@@ -29,7 +29,7 @@ pub use rtt::Rtt;
 
 use cubic::Cubic;
 use delay::DelayHistory;
-use ledbat::Ledbat;
+use ledbat::{Ledbat, TARGET, TARGET_BESIDE_READER};
 use losses::Losses;
 use pacer::Pacer;
 
@@ -52,6 +52,9 @@ const DELAY_SLACK: Duration = Duration::from_millis(5);
 const CONGESTED_QUEUE_PART: u32 = 8;
 const CONGESTED_QUEUE_MIN: Duration = Duration::from_millis(1);
 const CONGESTED_QUEUE_MAX: Duration = Duration::from_millis(12);
+
+/// How long after data for a reader background data keeps queues shorter: who reads once reads on.
+const READER_STAYS: Duration = Duration::from_secs(2);
 
 /// What an acknowledgement says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +82,8 @@ pub struct Controller {
     losses: Losses,
     /// When a loss last shrank the windows.
     reduced_at: Option<Instant>,
+    /// When data that a reader waits for last went out.
+    reader_at: Option<Instant>,
 }
 
 impl Controller {
@@ -93,6 +98,7 @@ impl Controller {
             pacer: Pacer::new(now),
             losses: Losses::default(),
             reduced_at: None,
+            reader_at: None,
         }
     }
 
@@ -107,8 +113,11 @@ impl Controller {
         self.round_trip.sample(now, micros(sample));
     }
 
-    /// `bytes` went out.
-    pub fn on_sent(&mut self, now: Instant, bytes: u64) {
+    /// `bytes` went out, for a reader or not.
+    pub fn on_sent(&mut self, now: Instant, bytes: u64, waited: bool) {
+        if waited {
+            self.reader_at = Some(now);
+        }
         self.pacer.on_sent(now, bytes, self.rate());
     }
 
@@ -124,7 +133,9 @@ impl Controller {
         let queuing = self.queuing();
         let round_trip = self.round_trip.queuing().unwrap_or_default();
         let sent_at = acked.rtt.and_then(|rtt| now.checked_sub(rtt));
-        self.background.on_ack(now, sent_at, acked, queuing);
+        let beside_reader = self.reader_at.is_some_and(|at| now < at + READER_STAYS);
+        let target = if beside_reader { TARGET_BESIDE_READER } else { TARGET };
+        self.background.on_ack(now, sent_at, acked, queuing, target);
         self.foreground.on_ack(now, acked, round_trip, &self.rtt);
     }
 
@@ -256,7 +267,7 @@ mod tests {
             for (op, micros) in ops {
                 now += Duration::from_micros(micros);
                 match op {
-                    Op::Sent(bytes) => controller.on_sent(now, bytes),
+                    Op::Sent(bytes) => controller.on_sent(now, bytes, bytes % 2 == 0),
                     Op::Acked(acked) => controller.on_ack(now, acked),
                     Op::Lost => _ = controller.on_loss(now, now, SEGMENT_BYTES),
                     Op::TimedOut => controller.on_timeout(now),

@@ -64,7 +64,8 @@ impl OriginServer {
         key: OriginKey,
         options: &ServeOptions,
     ) -> Result<Self, NodeError> {
-        let (runtime, driver, address) = open_driver(options.listen, Audience::All)?;
+        let (runtime, driver, address) =
+            open_driver(options.listen, Audience::All, Audience::None)?;
         Ok(Self { runtime, driver, address, heartbeat: options.heartbeat, log, key })
     }
 

@@ -68,14 +68,24 @@ pub struct NodeOptions {
     pub lan: bool,
     /// Whom it serves.
     pub serve: Audience,
+    /// Whom it asks for other peers, and tells of them.
+    pub pex: Audience,
 }
 
 impl NodeOptions {
     /// A node on any free port, with the default budgets; it serves those that are near.
     pub fn new(cache: PathBuf) -> Self {
         let listen = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
-        let (relay, lan, serve) = (false, false, Audience::Local);
-        Self { cache, quota_bytes: None, reserve_bytes: RESERVE_BYTES, listen, relay, lan, serve }
+        Self {
+            cache,
+            quota_bytes: None,
+            reserve_bytes: RESERVE_BYTES,
+            listen,
+            relay: false,
+            lan: false,
+            serve: Audience::Local,
+            pex: Audience::Local,
+        }
     }
 }
 
@@ -163,7 +173,7 @@ impl Node {
 
         let answer = move || answering.into_iter().for_each(|(done, result)| done(result));
         let answerer = spawn("distd-answer", answer).map_err(start("answering thread"))?;
-        let (listen, serve) = (options.listen, options.serve);
+        let (listen, audiences) = (options.listen, [options.serve, options.pex]);
         let role = if options.relay { Role::Relay } else { Role::Node };
         let (jobs, unpacking) = mpsc::channel(unpack::JOBS_MAX);
         let weak = commands.downgrade();
@@ -172,7 +182,7 @@ impl Node {
         let (hasher, hashing) = Hasher::start().map_err(start("hashing thread"))?;
         let (keeper, keeping) = Keeper::start().map_err(start("writing thread"))?;
         let helpers = Helpers { answers, hasher, keeper };
-        let network = move || match open_loop(listen, serve, role, receiver, helpers, jobs) {
+        let network = move || match open_loop(listen, audiences, role, receiver, helpers, jobs) {
             Ok((runtime, event_loop, address)) => {
                 // The starter waits for this; if it is gone, so will the commands be.
                 let _ = ready.send(Ok((runtime.handle().clone(), address)));
@@ -198,7 +208,7 @@ impl Node {
             origins: Mutex::default(),
             joining: Arc::default(),
             started: Instant::now(),
-            serve,
+            serve: options.serve,
             networks: Mutex::new(networks()),
         };
         let node = Self(Arc::new(inner));
@@ -377,13 +387,13 @@ pub(super) fn spawn(
 /// Makes the runtime and the loop on the thread that will run them.
 fn open_loop(
     listen: SocketAddr,
-    serve: Audience,
+    [serve, pex]: [Audience; 2],
     role: Role,
     commands: mpsc::Receiver<Command>,
     helpers: Helpers,
     jobs: mpsc::Sender<unpack::Job>,
 ) -> Result<(tokio::runtime::Runtime, EventLoop, SocketAddr), NodeError> {
-    let (runtime, driver, address) = open_driver(listen, serve)?;
+    let (runtime, driver, address) = open_driver(listen, serve, pex)?;
     Ok((runtime, EventLoop::new(driver, role, commands, helpers, jobs), address))
 }
 
@@ -391,6 +401,7 @@ fn open_loop(
 pub(super) fn open_driver(
     listen: SocketAddr,
     audience: Audience,
+    exchange: Audience,
 ) -> Result<(tokio::runtime::Runtime, Driver, SocketAddr), NodeError> {
     let start = |what| move |source| NodeError::Start { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -403,7 +414,8 @@ pub(super) fn open_driver(
     let guard = runtime.enter();
     let bind = |source| NodeError::Bind { address: listen, source };
     let socket = Socket::bind(listen).map_err(bind)?;
-    let config = EngineConfig { networks: networks(), audience, ..EngineConfig::new(rng_seed) };
+    let networks = networks();
+    let config = EngineConfig { networks, audience, exchange, ..EngineConfig::new(rng_seed) };
     let driver = Driver::new(Engine::new(config, Instant::now()), socket);
     let address = driver.local_address().map_err(bind)?;
     drop(guard);

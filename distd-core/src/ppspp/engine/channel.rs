@@ -14,6 +14,7 @@ use super::limits::{
     KEEP_ALIVE, SIGNATURE_CHECKS_PER_MINUTE, SILENCE_BACKGROUND,
 };
 use super::meter::Meter;
+use super::pex::Exchange;
 use super::rtt::Rtt;
 use super::serve::Serve;
 use super::source::Source;
@@ -64,6 +65,7 @@ pub(super) struct Channel {
     pub(super) serve: Serve,
     pub(super) told: Told,
     pub(super) acks: Acks,
+    pub(super) exchange: Exchange,
     pub(super) traffic: Traffic,
     pub(super) flags: Flags,
     pub(super) armed: Option<Instant>,
@@ -137,6 +139,7 @@ impl Channel {
             serve: Serve::new(now),
             told: Told::default(),
             acks: Acks::default(),
+            exchange: Exchange::default(),
             traffic: Traffic {
                 since: now,
                 heard_at: now,

@@ -42,6 +42,9 @@ impl Engine {
     /// Wants a peer: it is dialled, and dialled again whenever its channel is lost.
     pub fn connect(&mut self, now: Instant, key: SwarmKey, address: SocketAddr) {
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if let Some(link) = swarm.links.get_mut(&address) {
+            link.found = false;
+        }
         let known = swarm.links.contains_key(&address) || swarm.own.contains(&address);
         if known || swarm.links.len() >= LINKS_MAX {
             return;
@@ -73,6 +76,9 @@ impl Engine {
         let index = self.channels.insert(channel);
         self.by_channel_id.insert(local, index);
         link.channel = Some(index);
+        if let Some(channel) = self.channels.get_mut(index) {
+            channel.dialled = !link.found;
+        }
         self.greet(now, index);
     }
 
@@ -224,6 +230,7 @@ impl Engine {
             link.failures = 0;
         }
         swarm.on_news();
+        self.begin_exchange(now, index);
         self.queues.events.push_back(Event::PeerUp { swarm: key, address });
         for older in older {
             self.close(now, older, DownReason::Superseded);
@@ -270,7 +277,7 @@ impl Engine {
                 });
             }
         }
-        let mut lost = Vec::new();
+        let (mut lost, mut redial) = (Vec::new(), Vec::new());
         for (linked, link) in &mut swarm.links {
             if link.channel == Some(index) {
                 (link.channel, link.down) = (None, Some(reason));
@@ -284,6 +291,14 @@ impl Engine {
             }
         }
         for (linked, at) in lost {
+            let link = swarm.links.get(&linked);
+            if link.is_some_and(|link| link.found) {
+                swarm.links.remove(&linked);
+            } else {
+                redial.push((linked, at));
+            }
+        }
+        for (linked, at) in redial {
             self.dial_at(key, linked, at);
         }
         if lied {
@@ -297,6 +312,7 @@ impl Engine {
     pub(super) fn on_placed(&mut self, now: Instant, index: ChannelIndex) {
         let Some(channel) = self.channels.get(index) else { return };
         let (key, address, outbound) = (channel.swarm, channel.address, channel.outbound);
+        let dialled = channel.dialled;
         let (Some(place), Some(swarm)) = (channel.place, self.swarms.get_mut(&key)) else { return };
         if place.id == swarm.turns.place.id {
             if outbound {
@@ -309,7 +325,7 @@ impl Engine {
             return;
         }
         swarm.turns.on_change();
-        if outbound && swarm.turns.place.stand_below(place) {
+        if outbound && dialled && swarm.turns.place.stand_below(place) {
             for member in swarm.members.clone() {
                 self.mark_control(member);
             }

@@ -89,7 +89,7 @@ impl Audience {
     }
 
     /// Whether it is for a peer that is near, or far.
-    const fn takes(self, near: bool) -> bool {
+    pub(super) const fn takes(self, near: bool) -> bool {
         match self {
             Self::None => false,
             Self::Local => near,
@@ -111,6 +111,8 @@ pub struct EngineConfig {
     pub networks: Networks,
     /// Whom it serves, in every swarm.
     pub audience: Audience,
+    /// Whom it asks for other peers, and tells of them (RFC 7574 §3.10).
+    pub exchange: Audience,
 }
 
 impl EngineConfig {
@@ -129,6 +131,7 @@ impl EngineConfig {
             read_bytes_max,
             networks: Networks::none(),
             audience: Audience::All,
+            exchange: Audience::Local,
         }
     }
 }

@@ -279,6 +279,13 @@ impl Ledger {
         waiters.map(|fetch| fetch.hops).max().unwrap_or(0)
     }
 
+    /// Whether a reader waits for a run that has no source.
+    pub(super) fn has_readers(&self) -> bool {
+        let is_waited = |place: &Place| place.0 == Class::Waited;
+        let waits = |line: &BTreeSet<Place>| line.first().is_some_and(is_waited);
+        waits(&self.pending) || waits(&self.parked)
+    }
+
     /// Whether anything is fetched for peers.
     pub(super) fn has_errands(&self) -> bool {
         self.errand_count > 0

@@ -10,7 +10,7 @@ use crate::tree::HashedRun;
 
 use super::channel::{ChannelIndex, State};
 use super::event::{DownReason, FetchError, SwarmKey};
-use super::limits::{EVENTS_MAX, REDIAL_AFTER};
+use super::limits::{EVENTS_MAX, PEX_TRIES, REDIAL_AFTER};
 use super::picker::has_other_source;
 use super::receive::Receive;
 use super::timers::Timer;
@@ -20,6 +20,8 @@ use super::{DiskId, DiskRequest, Engine, HashId};
 const BAD_MAX: u32 = 16;
 /// Least time that a piece stays unacknowledged before it counts as lost.
 const SENT_LIFE_MIN: std::time::Duration = std::time::Duration::from_millis(500);
+/// How long what may give background work a source waits for more of the kind.
+const PLAN_DELAY: std::time::Duration = std::time::Duration::from_millis(2);
 /// Least time between two runs of a channel's timer.
 const TIMER_REST: std::time::Duration = std::time::Duration::from_micros(500);
 
@@ -87,7 +89,7 @@ impl Engine {
             result = receive.on_data(chunk, timestamp_us, payload);
             rest = after;
         }
-        if result.is_err() || channel.acks_due(now) || swarm.dirty {
+        if result.is_err() || channel.acks_due(now) || swarm.dirty || swarm.dirty_later {
             self.after(now, key, index, result);
         }
         rest
@@ -231,6 +233,13 @@ impl Engine {
                 self.timers.arm(Timer::Fetch(id), fetch.deadline, &mut fetch.armed);
             }
         }
+        if std::mem::take(&mut swarm.dirty_later) {
+            if swarm.dirty {
+                swarm.unpark = true;
+            } else {
+                self.timers.arm(Timer::Swarm(key), now + PLAN_DELAY, &mut swarm.armed);
+            }
+        }
         let placed = std::mem::take(&mut swarm.placed);
         if swarm.dirty || swarm.spread {
             self.mark_dirty(key);
@@ -240,6 +249,9 @@ impl Engine {
         }
         for index in placed {
             self.on_placed(now, index);
+        }
+        if self.channels.get(index).is_some_and(|channel| channel.exchange.has_news()) {
+            self.exchange(now, index);
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
         let answers = !channel.serve.misses.is_empty() || !channel.told.queue.is_empty();
@@ -317,6 +329,10 @@ impl Engine {
         self.touch(index);
         let Some(channel) = self.channels.get_mut(index) else { return };
         if channel.greet_at().is_some_and(|at| at <= now) {
+            if !channel.dialled && channel.traffic.greetings.0 >= PEX_TRIES {
+                let silence = channel.silence(now);
+                return self.close(now, index, DownReason::Dead { silence });
+            }
             self.greet(now, index);
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
@@ -414,6 +430,7 @@ impl Engine {
             channel.told.news_at,
             channel.told.repeat_at(),
             channel.told.circle_at(),
+            channel.ask_for_peers_at(swarm.members.len()),
             channel.told.munro_at(heard, swarm.newest.as_ref()),
         ]
         .into_iter()

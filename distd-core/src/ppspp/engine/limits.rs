@@ -47,8 +47,10 @@ pub const AVAILABILITY_SPANS_MAX: usize = 2048;
 pub const ANNOUNCE_SPANS_MAX: usize = 192;
 /// Changes of what is held that are remembered for peers; one that lags more hears it all afresh.
 pub const NEWS_MAX: usize = 1024;
-/// Announcements of newly held data wait this long for company.
+/// Announcements of newly held data wait this long for company, for each so many peers.
 pub const ANNOUNCE_DELAY: Duration = Duration::from_millis(5);
+/// See there.
+pub const ANNOUNCE_MEMBERS: usize = 8;
 /// After how long announcements are repeated: they may be lost.
 pub const ANNOUNCE_REPEAT: Duration = Duration::from_millis(150);
 /// Wait before the rightmost signed munro is repeated to a peer that is otherwise idle.
@@ -155,6 +157,21 @@ pub const ANNOUNCE_DELAY_ABOVE: Duration = Duration::from_millis(500);
 pub const OWN_ADDRESSES_MAX: usize = 64;
 /// How much later a second source farther away is sought for a run whose near one is late.
 pub const HEDGE_FARTHER: Duration = Duration::from_millis(200);
+
+/// How long a channel is open before its peer is asked for others: some will come by themselves.
+pub const PEX_ASK_AFTER: Duration = Duration::from_secs(2);
+/// How often a peer is asked for others, and told them.
+pub const PEX_EVERY: Duration = Duration::from_secs(60);
+/// Only who was heard within this time is told of (RFC 7574 §3.10.1).
+pub const PEX_HEARD_WITHIN: Duration = Duration::from_secs(60);
+/// Addresses in one answer.
+pub const PEX_ADDRESSES_MAX: usize = 8;
+/// Peers found so that are wanted at the same time.
+pub const PEX_FOUND_MAX: usize = 24;
+/// Who has so many peers does not ask for others.
+pub const PEX_MEMBERS_ENOUGH: usize = 24;
+/// Datagrams in vain after which an address that was only heard of is forgotten.
+pub const PEX_TRIES: u32 = 3;
 
 /// Trees of munros kept per swarm, 17 KiB each.
 pub const TREES_MAX: usize = 256;

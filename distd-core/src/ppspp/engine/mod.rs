@@ -22,6 +22,7 @@
 //! | `circle`, `turns` | who of a level owns what, and who fetches it from above |
 //! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
 //! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
+//! | `pex` | who else there is |
 //! | `report`, `meter`, `networks` | how peers stand, how fast bytes pass, who is near |
 
 mod acks;
@@ -41,6 +42,7 @@ pub mod limits;
 mod meter;
 mod networks;
 mod offered;
+mod pex;
 mod picker;
 mod receive;
 mod report;
@@ -267,6 +269,9 @@ impl Engine {
         }
         swarm.held.insert(start, end);
         swarm.news.push(start, end);
+        // Whoever has many peers would say little to each all the time.
+        let many = swarm.members.len().div_ceil(limits::ANNOUNCE_MEMBERS) as u32;
+        let delay = limits::ANNOUNCE_DELAY * many;
         let served = swarm.members.iter().filter_map(|index| {
             let channel = self.channels.get(*index).filter(|channel| channel.served)?;
             Some((*index, swarm.turns.rank(channel) > 0))
@@ -274,13 +279,11 @@ impl Engine {
         for (index, above) in served.collect::<Vec<_>>() {
             let Some(channel) = self.channels.get_mut(index) else { continue };
             channel.source.on_held(start, end);
-            if channel.source.awaited.first_within(start, end).is_some() {
-                channel.source.awaited.remove(start, end);
+            if channel.source.end_awaiting(start, end) {
                 channel.told.news_at = Some(now);
                 self.mark_control(index);
             } else if channel.told.news_at.is_none() {
-                let delay =
-                    if above { limits::ANNOUNCE_DELAY_ABOVE } else { limits::ANNOUNCE_DELAY };
+                let delay = if above { limits::ANNOUNCE_DELAY_ABOVE } else { delay };
                 channel.told.news_at = Some(now + delay);
                 self.touch(index);
             }
@@ -296,7 +299,7 @@ impl Engine {
             let Some(channel) = self.channels.get_mut(index) else { continue };
             let awaited: Vec<_> = channel.source.awaited.iter_within(start, end).collect();
             for (start, end) in &awaited {
-                channel.source.awaited.remove(*start, *end);
+                channel.source.end_awaiting(*start, *end);
                 channel.serve.miss(*start, *end);
             }
             if !awaited.is_empty() {
@@ -398,7 +401,7 @@ impl Engine {
         for index in &swarm.members {
             let Some(channel) = self.channels.get_mut(*index) else { continue };
             for (start, end) in swarm.ledger.unfetched(&channel.source.awaited, blocks).iter() {
-                channel.source.awaited.remove(start, end);
+                channel.source.end_awaiting(start, end);
                 channel.serve.miss(start, end);
                 told.push(*index);
             }

@@ -91,19 +91,20 @@ impl Receive<'_> {
             Message::Handshake(handshake) if handshake.is_closing() => {
                 return Err(DownReason::Closed);
             }
-            // A datagram 2 that came twice; PEX is optional (RFC 7574 3.10), replies may be ignored.
-            Message::Handshake(_)
-            | Message::PexReq
-            | Message::PexResV4(_)
-            | Message::PexResV6(_)
-            | Message::PexResCert(_) => {}
+            Message::PexReq => self.channel.exchange.on_request(self.now),
+            Message::PexResV4(address) => self.channel.exchange.on_response(address.into()),
+            Message::PexResV6(address) => self.channel.exchange.on_response(address.into()),
+            // A datagram 2 that came twice; replies may be ignored (RFC 7574 3.10), and nobody here
+            // issues certificates.
+            Message::Handshake(_) | Message::PexResCert(_) => {}
         }
         Ok(())
     }
 
     /// The peer says where it stands.
     fn on_place(&mut self, id: u64, level: u8) -> Result<(), DownReason> {
-        self.channel.dialled = self.swarm.links.contains_key(&self.channel.address);
+        let link = self.swarm.links.get(&self.channel.address);
+        self.channel.dialled = link.is_some_and(|link| !link.found);
         let place = Place { id, level };
         // One of a datagram counts, and who speaks on a channel does not change.
         let same = self.channel.place.is_none_or(|known| known.id == id);
@@ -228,7 +229,11 @@ impl Receive<'_> {
         self.swarm.counters.verified_bytes += bin.byte_len();
         self.swarm.counters.verified_from.add(self.channel.kind(), bin.byte_len());
         self.channel.traffic.verified_bytes += bin.byte_len();
-        self.swarm.dirty = true;
+        if self.channel.source.wants_more(&self.channel.rtt) {
+            self.swarm.dirty = true;
+        } else {
+            self.swarm.on_small_news();
+        }
         let (swarm, from) = (self.swarm.key, self.channel.address);
         self.events.push_back(Event::Verified { swarm, run, from });
         for fetch in self.swarm.ledger.verified(bin, self.index) {
@@ -372,7 +377,7 @@ impl Receive<'_> {
         self.channel.source.on_progress(self.now);
         self.channel.source.dry = 0;
         self.channel.source.sought = None;
-        self.swarm.on_news();
+        self.swarm.on_small_news();
     }
 
     fn on_request(&mut self, chunks: ChunkRange, class: Class) {
@@ -413,7 +418,8 @@ impl Receive<'_> {
         let ours = self.swarm.turns.place.level;
         let level = self.channel.level(ours);
         let is_above = level.is_some_and(|level| level < ours);
-        let nobody = self.swarm.links.is_empty() && !self.swarm.turns.circle.has_others();
+        let nobody = self.swarm.links.values().all(|link| link.found)
+            && !self.swarm.turns.circle.has_others();
         let mut room =
             if nobody || is_above { 0 } else { AWAITED_BLOCKS_MAX.saturating_sub(awaited.count()) };
         for (start, end) in lacking.iter() {
@@ -430,6 +436,9 @@ impl Receive<'_> {
             }
             room -= new;
             awaited.insert(start, end);
+            if class == Class::Waited {
+                self.channel.source.awaited_by_readers.insert(start, end);
+            }
             if level == Some(ours) && class == Class::Waited {
                 self.swarm.turns.claim(start, end, deadline);
             }

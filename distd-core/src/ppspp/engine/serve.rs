@@ -503,7 +503,7 @@ impl Serve {
         }
         batch.proofs = proofs.finish();
         let bytes = batch.data.len() + batch.proofs.iter().map(Vec::len).sum::<usize>();
-        self.controller.on_sent(now, bytes as u64);
+        self.controller.on_sent(now, bytes as u64, urgency == Urgency::Waited);
         batch
     }
 }

@@ -102,6 +102,8 @@ pub(super) struct Source {
     pub(super) sought: Option<(u64, Sought)>,
     /// Blocks that it asked us to fetch and that are not here yet.
     pub(super) awaited: IntervalSet,
+    /// Those of them that a reader waits for: it is told at once.
+    pub(super) awaited_by_readers: IntervalSet,
     /// Blocks that we asked it to fetch and of which it has said nothing yet, and since when.
     wished: IntervalSet,
     wished_since: Instant,
@@ -138,6 +140,7 @@ impl Source {
             dry: 0,
             sought: None,
             awaited: IntervalSet::default(),
+            awaited_by_readers: IntervalSet::default(),
             wished: IntervalSet::default(),
             wished_since: now,
             progress_at: now,
@@ -466,11 +469,19 @@ impl Source {
     /// It said that it holds blocks `start..end`. Only what it was asked for makes good what it let us
     /// wait for in vain.
     pub(super) fn on_have(&mut self, start: u64, end: u64) {
-        self.awaited.remove(start, end);
+        self.end_awaiting(start, end);
         if self.wished.first_within(start, end).is_some() {
             self.passed_over = Default::default();
         }
         self.wished.remove(start, end);
+    }
+
+    /// It need not wait for blocks `start..end` any more; whether a reader of it did.
+    pub(super) fn end_awaiting(&mut self, start: u64, end: u64) -> bool {
+        self.awaited.remove(start, end);
+        let by_reader = self.awaited_by_readers.first_within(start, end).is_some();
+        self.awaited_by_readers.remove(start, end);
+        by_reader
     }
 
     /// Blocks `start..end` are here: nobody need fetch them for us.

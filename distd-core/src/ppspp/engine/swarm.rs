@@ -31,6 +31,8 @@ pub(super) struct Link {
     pub(super) armed: Option<Instant>,
     /// Until when its first answer is waited for before the injector is asked.
     pub(super) greeting: Option<Instant>,
+    /// A peer told of it: it is worth a few tries, and its word less.
+    pub(super) found: bool,
 }
 
 /// One origin's log.
@@ -54,6 +56,8 @@ pub(super) struct Swarm {
     pub(super) counters: SwarmCounters,
     /// Sources may be found for what is wanted.
     pub(super) dirty: bool,
+    /// The same, but nobody waits: sources are sought when more has come together.
+    pub(super) dirty_later: bool,
     /// What peers wished and cannot be had.
     pub(super) hopeless: Vec<FetchId>,
     /// Runs that nobody had may have a source.
@@ -93,6 +97,7 @@ impl Swarm {
             links: BTreeMap::new(),
             counters: SwarmCounters::default(),
             dirty: false,
+            dirty_later: false,
             hopeless: Vec::new(),
             unpark: false,
             spread: false,
@@ -127,5 +132,14 @@ impl Swarm {
     pub(super) fn on_news(&mut self) {
         self.dirty = true;
         self.unpark = true;
+    }
+
+    /// The same, of what is said all the time: it changes nothing at once unless a reader waits.
+    pub(super) fn on_small_news(&mut self) {
+        if self.ledger.has_readers() {
+            self.on_news();
+        } else {
+            self.dirty_later = true;
+        }
     }
 }

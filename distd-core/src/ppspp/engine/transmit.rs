@@ -8,6 +8,7 @@ use super::announce::Announcement;
 use super::channel::{ChannelIndex, State};
 use super::event::{Class, FetchError, SwarmKey};
 use super::limits::DATA_DATAGRAM_BYTES;
+use super::pex::response;
 use super::picker::plan;
 use super::timers::Timer;
 use super::writer::Writer;
@@ -105,6 +106,13 @@ impl Engine {
         let circle = &swarm.turns.circle;
         if channel.served && is_equal && (channel.told.circle_due(now, circle.version()) || due) {
             writer.push(&Message::Circle(circle.told_to(index).as_seats()));
+        }
+        if channel.ask_for_peers_at(swarm.members.len()).is_some_and(|at| at <= now) {
+            writer.push(&Message::PexReq);
+            channel.exchange.on_asked(now);
+        }
+        for address in channel.exchange.answers.drain(..) {
+            writer.push(&response(address));
         }
         match channel.serve.choke.take() {
             Some(true) => writer.push(&Message::Choke),

@@ -275,6 +275,11 @@ impl Turns {
         until <= now && self.greeting.is_none()
     }
 
+    /// Whether we publish the log.
+    pub(super) const fn is_injector(&self) -> bool {
+        self.place.level == INJECTOR
+    }
+
     /// Whether everybody who has something may be asked for it: there are no equals, and one level
     /// above at most.
     pub(super) fn is_flat(&self) -> bool {

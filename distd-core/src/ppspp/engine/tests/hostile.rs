@@ -41,7 +41,11 @@ pub(super) struct Stranger {
 impl Stranger {
     /// Opens a channel to `at` as RFC 7574 says.
     pub(super) fn open(net: &mut Net, at: usize, last_octet: u8) -> Self {
-        let address = SocketAddr::from((Ipv4Addr::new(192, 0, 2, last_octet), 9));
+        Self::open_at(net, at, SocketAddr::from((Ipv4Addr::new(192, 0, 2, last_octet), 9)))
+    }
+
+    /// The same from an address of one's choice.
+    pub(super) fn open_at(net: &mut Net, at: usize, address: SocketAddr) -> Self {
         let (to, id) = (net.nodes[at].address, net.nodes[at].log.key.id().swarm_id());
         net.nodes[at].keep_sent = true;
         net.inject(address, to, &handshake::datagram_1(ChannelId(99), &id));

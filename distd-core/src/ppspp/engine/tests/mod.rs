@@ -2,6 +2,7 @@
 
 mod audience;
 mod conformance;
+mod exchange;
 mod hostile;
 mod reports;
 mod swarming;
