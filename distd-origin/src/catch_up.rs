@@ -9,6 +9,7 @@ use distd_core::unit::{BlockIndex, BlockRange, MunroIndex};
 use rayon::prelude::*;
 
 use crate::history::{History, HistoryError, Met, end_of, read_head, read_release, walk};
+use crate::image;
 use crate::index::{Coverage, Epoch, IndexError, Tables};
 
 /// Why the index cannot be brought up to the log.
@@ -127,6 +128,11 @@ fn index_nodes(
     let items = history.catalog.items.iter().filter(|item| !item.is_pruned());
     for item in items.filter(|item| item.release.offset >= from) {
         let release = read_release(log, item.release)?;
+        if let Some((key, image)) = image::key_of(&release).zip(release.image)
+            && image.blocks.byte_offset() >= from
+        {
+            tables.insert_node(&key, image::bytes_of(image.blocks))?;
+        }
         walk(log, release.root_directory().node, |met| {
             let range = match met {
                 Met::Node(range) => range,

@@ -2,6 +2,7 @@
 
 mod error;
 mod hints;
+mod image;
 mod profile;
 mod report;
 mod section;
@@ -137,9 +138,25 @@ fn check_new(history: &History, options: &PublishOptions<'_>) -> Result<(), Publ
     Ok(())
 }
 
+/// What section P of the new epoch has before its nodes: where it begins, and the release's image if it
+/// has one.
+struct Plain {
+    munro: u64,
+    image: Option<image::Image>,
+}
+
+impl Plain {
+    /// The image, if it is there.
+    fn new_image(&self) -> Option<BlockRange> {
+        self.image.as_ref().filter(|image| image.new).map(|image| image.place.blocks)
+    }
+}
+
 /// What is in section P of the new epoch, and what it says.
 struct Content {
     plain: Section,
+    /// The image, if it is there.
+    image: Option<BlockRange>,
     track: Track,
     catalog: ByteRange,
 }
@@ -186,7 +203,7 @@ impl Publication<'_> {
         let (metadata_start, new_blocks) = (log.next.byte_offset(), log.stored);
         check_directories(&self.source.root, self.scan)?;
         let tree = Tree { scan: self.scan, contents: &contents };
-        let layout = Self::lay_out(&tree, &tables, metadata_start)?;
+        let mut layout = Self::lay_out(&tree, &tables, metadata_start)?;
         let basis = self.fill_report(
             &mut report,
             target.log(),
@@ -201,10 +218,19 @@ impl Publication<'_> {
             hash: committed.map(|commit| commit.newest.hash()),
             publishes,
         };
+        let mut new_image = None;
         if report.changed {
-            let totals = tree.totals(report.new_bytes + report.metadata_bytes);
+            let image = image::write(&tree, &layout.root, &tables, &mut target, &mut report)?;
+            let plain = Plain { munro: plain_munro, image };
+            new_image = plain.new_image();
+            if new_image.is_some() {
+                let start = target.next_block().byte_offset();
+                layout = Self::lay_out(&tree, &tables, start)?;
+            }
+            let added = report.new_bytes + report.metadata_bytes;
+            let totals = tree.totals(added + new_image.map_or(0, BlockRange::byte_len));
             let content =
-                self.write_metadata(&tree, &layout, totals, plain_munro, &tables, &mut target)?;
+                self.write_metadata(&tree, &layout, totals, &plain, &tables, &mut target)?;
             let plain_start = MunroIndex(plain_munro).blocks().start;
             let hints =
                 self.hints(target.log(), basis.previous.as_ref(), &contents, plain_start)?;
@@ -220,7 +246,7 @@ impl Publication<'_> {
         }
         // The release stands, or nothing but the states of files is new: what fails from here on is
         // made good by the next publish.
-        let indexed = self.remember(&mut tables, &cache, &layout, &contents, &coverage);
+        let indexed = self.remember(&mut tables, &cache, &layout, new_image, &contents, &coverage);
         drop(tables);
         let indexed = indexed.and_then(|()| epoch.commit());
         report.index_warning = indexed.err().map(|error| error.to_string());
@@ -233,11 +259,15 @@ impl Publication<'_> {
         tables: &mut Tables<'_>,
         cache: &StatCache,
         layout: &Layout,
+        image: Option<BlockRange>,
         contents: &[KnownContent],
         coverage: &Coverage,
     ) -> Result<(), IndexError> {
         for (hash, range) in &layout.new_nodes {
             tables.insert_node(hash, *range)?;
+        }
+        if let Some((key, image)) = crate::image::key(&layout.root).zip(image) {
+            tables.insert_node(&key, crate::image::bytes_of(image))?;
         }
         for (index, known) in contents.iter().enumerate() {
             let file = FileIndex(index as u32);
@@ -376,7 +406,7 @@ impl Publication<'_> {
         hints: Vec<Hint>,
         report: &mut PublishReport,
     ) -> Result<Statement, PublishError> {
-        let Content { plain, track, catalog } = content;
+        let Content { plain, image, track, catalog } = content;
         let (key, time) = (self.repo.key()?, signing_time());
         // What is compared with is read through a second handle: the appender is written to meanwhile.
         let log = self.repo.log()?;
@@ -384,11 +414,19 @@ impl Publication<'_> {
             Some(_) => Some(Older::new(&log, &basis.held, hints)?),
             None => None,
         };
-        let maker = Maker { older, level: self.options.level };
-        let epoch = section::Epoch { plain, key: &key, time };
+        let older_image = match (image, basis.previous.as_ref().and_then(|previous| previous.image))
+        {
+            (Some(new), Some(older)) => {
+                Some(Older::new(&log, &[older.blocks], hints::image_hints(older.blocks, new))?)
+            }
+            _ => None,
+        };
+        let maker = Maker { older, image: image.zip(older_image), level: self.options.level };
+        let epoch = section::Epoch { plain, image, key: &key, time };
         let written = section::write(target, &maker, &epoch, self.progress)?;
         report.frame_bytes = written.section.bytes;
         report.update_bytes = written.update_bytes + basis.returning_bytes;
+        report.image_update_bytes = written.image_update_bytes;
         let frames = Some(written.section);
         Ok(Statement { plain, frames, epochs: written.epochs, time, track, catalog })
     }
@@ -399,7 +437,7 @@ impl Publication<'_> {
         tree: &Tree<'_>,
         layout: &Layout,
         totals: Totals,
-        plain_munro: u64,
+        plain: &Plain,
         tables: &Tables<'_>,
         target: &mut Target,
     ) -> Result<Content, PublishError> {
@@ -429,7 +467,7 @@ impl Publication<'_> {
             totals,
             metadata: layout.listed_runs(),
             profile,
-            image: None,
+            image: plain.image.as_ref().map(|image| image.place),
         };
         let release = area.push(&release.encode())?;
         let mut catalog = Catalog { items: self.history.catalog.items.clone() };
@@ -441,9 +479,10 @@ impl Publication<'_> {
         });
         let catalog = area.push(&catalog.encode())?;
         let end = area.finish()?;
-        let plain =
-            Section { munro: plain_munro, bytes: end.byte_offset() - plain_munro * MUNRO_BYTES };
+        let bytes = end.byte_offset() - plain.munro * MUNRO_BYTES;
+        let section = Section { munro: plain.munro, bytes };
         let (name, version) = (self.options.track.to_owned(), self.options.version.to_owned());
-        Ok(Content { plain, track: Track { name, version, release }, catalog })
+        let track = Track { name, version, release };
+        Ok(Content { plain: section, image: plain.new_image(), track, catalog })
     }
 }

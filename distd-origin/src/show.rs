@@ -129,6 +129,8 @@ pub struct Shown {
     pub metadata_bytes: u64,
     /// Runs of blocks in which they lie.
     pub metadata_runs: u64,
+    /// Bytes of its EROFS image; 0 if it has none.
+    pub image_bytes: u64,
     /// How to mount it.
     pub url: String,
 }
@@ -153,6 +155,7 @@ fn shown(repo: &Repo, origin: OriginId, release: Release, current: bool) -> Show
         totals: release.totals,
         metadata_bytes: release.metadata.iter().map(|run| run.byte_len()).sum(),
         metadata_runs: release.metadata.len() as u64,
+        image_bytes: release.image.map_or(0, |image| image.blocks.byte_len()),
         url,
         track: release.track,
         version: release.version,
@@ -174,6 +177,9 @@ impl Shown {
             writeln!(text, "bytes      {bytes} ({}), {new_bytes} of them new", HumanBytes(bytes));
         let runs = self.metadata_runs;
         let _ = writeln!(text, "metadata   {} in {runs} runs", HumanBytes(self.metadata_bytes));
+        if self.image_bytes > 0 {
+            let _ = writeln!(text, "image      {} of EROFS metadata", HumanBytes(self.image_bytes));
+        }
         let _ = writeln!(text, "mount      {}", self.url);
         for line in self.message.lines() {
             let _ = writeln!(text, "message    {}", line.escape_debug());

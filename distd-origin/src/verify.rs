@@ -277,6 +277,15 @@ fn check_release(
 ) -> Result<(), HistoryError> {
     let release = read_release(log, range)?;
     let end = log.committed().map_or(0, |commit| commit.munros) * 256;
+    if let Some(image) = release.image {
+        let place = format!("{name}, its EROFS image");
+        if touches(image.blocks, damaged) {
+            report.damaged_files.push(place.clone());
+        }
+        if image.blocks.end().0 > end || touches(image.blocks, gone) {
+            report.fault(place, "expected blocks of the log that are there, found others");
+        }
+    }
     walk(log, release.root_directory().node, |met| {
         let (directory, entry) = match met {
             // Without damage a shared subtree is looked at once.

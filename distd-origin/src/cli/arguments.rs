@@ -94,6 +94,15 @@ pub(super) enum Command {
         #[arg(long)]
         cost: bool,
     },
+    /// Write a release as one EROFS image that needs nothing else
+    ExportErofs {
+        /// VERSION, TRACK@VERSION, or TRACK for its current release
+        #[arg(value_name = "RELEASE")]
+        release: String,
+        /// The image
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
     /// Check every byte, hash and signature of the log, and every release
     Verify,
     /// Let a track stand at an older release again

@@ -8,6 +8,7 @@ use distd_core::manifest::ProfileError;
 use distd_core::node::NodeError;
 use distd_core::store::{AppendError, OpenError, ReadError};
 
+use crate::export::ExportError;
 use crate::history::HistoryError;
 use crate::prune::PruneError;
 use crate::publish::PublishError;
@@ -47,6 +48,8 @@ pub(super) enum CommandError {
     #[error(transparent)]
     Prune(#[from] PruneError),
     #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
     Serve(#[from] ServeError),
     #[error("cannot read '{}': {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
@@ -80,6 +83,10 @@ impl CommandError {
                 PruneError::Seal(error) => of_seal(error),
                 PruneError::Repo(error) => of_repo(error),
                 PruneError::Index(_) | PruneError::Free(_) => Exit::Failure,
+            },
+            Self::Export(error) => match error {
+                ExportError::History(error) => of_history(error),
+                ExportError::Unfit { .. } | ExportError::Write { .. } => Exit::Failure,
             },
             Self::Serve(error) => match error {
                 ServeError::Repo(error) => of_repo(error),

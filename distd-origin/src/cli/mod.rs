@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::announced::{self, Answer};
 use crate::cost::updates;
 use crate::diff::diff;
+use crate::export::export;
 use crate::history::History;
 use crate::prune::{PruneOptions, prune};
 use crate::publish::{PublishOptions, publish};
@@ -89,6 +90,11 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
         }
         Command::Diff { from, to, cost } => {
             let report = diff(&repo()?.log()?, from, to, *cost)?;
+            output.report(&report, || report.text())?;
+            Ok(Exit::Success)
+        }
+        Command::ExportErofs { release, file } => {
+            let report = export(&repo()?.log()?, release, file, output.byte_progress("exporting"))?;
             output.report(&report, || report.text())?;
             Ok(Exit::Success)
         }

@@ -142,6 +142,12 @@ impl Output {
         move |done, total| meter.set(what, done, total, Unit::Mebibytes)
     }
 
+    /// Shows how many bytes are written.
+    pub(super) fn byte_progress(&self, what: &'static str) -> impl FnMut(u64, u64) + use<> {
+        let mut meter = Meter::new(self.quiet || self.json);
+        move |done, total| meter.set(what, done, total, Unit::Bytes)
+    }
+
     /// Shows how a prune gets on.
     pub(super) fn prune_progress(&self) -> impl Fn(PruneStep) + use<> {
         let meter = RefCell::new(Meter::new(self.quiet || self.json));
@@ -265,13 +271,22 @@ fn publish_text(report: &PublishReport, verbose: u8) -> String {
         ("content", report.bytes),
         ("new content", report.new_bytes),
         ("new metadata", report.metadata_bytes),
+        ("EROFS image", report.image_bytes),
         ("frames", report.frame_bytes),
     ] {
         let _ = writeln!(text, "  {label:13} {bytes:>14} bytes ({})", HumanBytes(bytes));
     }
+    if let Some(why) = &report.no_image {
+        let _ = writeln!(text, "  no EROFS image, FUSE shows each file of it: {why}");
+    }
     if report.dry_run {
         let bytes = report.update_bytes;
         let _ = writeln!(text, "  {:13} {bytes:>14} bytes ({})", "to update", HumanBytes(bytes));
+    }
+    if report.image_update_bytes > 0 {
+        let bytes = report.image_update_bytes;
+        let _ =
+            writeln!(text, "  {:13} {bytes:>14} bytes ({})", "for the image", HumanBytes(bytes));
     }
     for UpdateCost { version, cost } in &report.updates {
         let (label, bytes) = (format!("from {version}"), cost.bytes());

@@ -31,6 +31,9 @@ const SAVED_BYTES_MIN: usize = 1024;
 pub struct Maker<'a, B: OlderBlocks> {
     /// What delta frames may be made against.
     pub older: Option<Older<'a, B>>,
+    /// The blocks of an image, and what theirs may be made against in its place: who does not need the
+    /// image does not hold the one before either.
+    pub image: Option<(BlockRange, Older<'a, B>)>,
     /// zstd level.
     pub level: i32,
 }
@@ -81,6 +84,15 @@ impl Default for Tools {
 }
 
 impl<B: OlderBlocks> Maker<'_, B> {
+    /// What a bin is compared with.
+    fn older(&self, bin: Bin) -> Option<&Older<'_, B>> {
+        let blocks = BlockRange::covering(bin.byte_offset(), bin.byte_len());
+        match &self.image {
+            Some((image, older)) if !image.intersection(blocks).is_empty() => Some(older),
+            _ => self.older.as_ref(),
+        }
+    }
+
     /// Makes the frames of a munro of which `used` bytes are content.
     pub fn make(
         &self,
@@ -115,8 +127,8 @@ impl<B: OlderBlocks> Maker<'_, B> {
                 made.fulls.push(NewFrame { bin, bytes, bases: Vec::new() });
             }
         }
-        let Some(older) = &self.older else { return Ok(made) };
         for (bin, part) in bins(DELTA_FRAME_LAYER) {
+            let Some(older) = self.older(bin) else { continue };
             let level = (self.level + DELTA_LEVEL_ABOVE).min(LEVEL_MAX);
             let delta =
                 delta::encode(&mut tools.scratch, &mut tools.compressor, bin, part, older, level)?;

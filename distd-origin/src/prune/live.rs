@@ -26,6 +26,7 @@ impl Live {
             let release = read_release(log, item.release)?;
             ranges.push(item.release.blocks());
             ranges.extend(release.profile.map(ByteRange::blocks));
+            ranges.extend(release.image.map(|image| image.blocks));
             walk(log, release.root_directory().node, |met| {
                 match met {
                     Met::Node(node) => {

@@ -102,6 +102,12 @@ impl PublishError {
     }
 }
 
+impl From<std::convert::Infallible> for PublishError {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
 impl From<CatchUpError> for PublishError {
     fn from(error: CatchUpError) -> Self {
         match error {

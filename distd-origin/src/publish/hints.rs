@@ -69,6 +69,14 @@ pub(super) fn hints(
     Ok(hints)
 }
 
+/// The hints for a new image: the same place of the older one.
+pub(super) fn image_hints(older: BlockRange, new: BlockRange) -> Vec<Hint> {
+    let extents = |blocks| [Extent::Data(blocks)].into_iter().collect::<Extents>();
+    let mut hints = Vec::new();
+    OlderFile::new(&extents(older)).hints(&mut hints, &extents(new), new.start);
+    hints
+}
+
 fn name(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }

@@ -50,10 +50,17 @@ pub struct PublishReport {
     pub new_bytes: u64,
     /// Bytes of metadata that are new in the log.
     pub metadata_bytes: u64,
+    /// Bytes of the release's EROFS image, new in the log or not; 0 if it has none.
+    pub image_bytes: u64,
+    /// Why the release has no EROFS image.
+    pub no_image: Option<String>,
     /// Bytes of frames that are new in the log.
     pub frame_bytes: u64,
     /// Bytes that a machine which holds the track's previous release will fetch for all of this one.
+    /// Without the image.
     pub update_bytes: u64,
+    /// Bytes that it will fetch for the image, if it mounts by EROFS.
+    pub image_update_bytes: u64,
     /// What machines on the last releases of the track fetch for this one, newest first; not known for
     /// a dry run.
     pub updates: Vec<UpdateCost>,

@@ -36,11 +36,14 @@ pub(super) struct Written {
     pub(super) section: Section,
     pub(super) epochs: ByteRange,
     pub(super) update_bytes: u64,
+    pub(super) image_update_bytes: u64,
 }
 
 /// What the epoch's section P is, and how its index is signed.
 pub(super) struct Epoch<'a> {
     pub(super) plain: Section,
+    /// The image in it, if it has one.
+    pub(super) image: Option<BlockRange>,
     pub(super) key: &'a OriginKey,
     pub(super) time: NtpTime,
 }
@@ -70,7 +73,7 @@ where
     let mut area = ByteArea::new(target);
     let mut records = Vec::new();
     let (mut kept, mut hashes) = (Vec::new(), Vec::new());
-    let mut update_bytes = 0;
+    let (mut update_bytes, mut image_update_bytes) = (0, 0);
     for from in (0..munros).step_by(BATCH_MUNROS as usize) {
         let count = BATCH_MUNROS.min(munros - from);
         let blocks = BlockRange::new(MunroIndex(first + from).blocks().start, count * 256);
@@ -87,7 +90,11 @@ where
             .collect::<Result<_, _>>()?;
         drop(plain);
         hashes.extend(hashed.into_iter().flatten());
-        update_bytes += made.iter().map(|made| update_cost(made, epoch.plain)).sum::<u64>();
+        for made in &made {
+            let (update, image) = update_cost(made, epoch);
+            update_bytes += update;
+            image_update_bytes += image;
+        }
         let batch = write_frames(&mut area, made, epoch, &mut kept)?;
         records.extend(batch);
         progress(Step::Frames(from + count, munros));
@@ -107,21 +114,26 @@ where
     }
     let section =
         Section { munro: start.munro().0, bytes: end.byte_offset() - start.byte_offset() };
-    Ok(Written { section, epochs: list, update_bytes })
+    Ok(Written { section, epochs: list, update_bytes, image_update_bytes })
 }
 
-/// What a machine with the previous release fetches of this munro: the cheapest way for each run.
-fn update_cost(made: &Made, plain: Section) -> u64 {
+/// What a machine with the previous release fetches of this munro, without the image and of it: the
+/// cheapest way for each run.
+fn update_cost(made: &Made, epoch: &Epoch<'_>) -> (u64, u64) {
+    let plain = epoch.plain;
     let used = plain.bytes - (made.munro.0 - plain.munro) * MUNRO_BYTES;
     let used = used.min(MUNRO_BYTES).next_multiple_of(BLOCK_BYTES);
     let quarter = Bin::new(DELTA_FRAME_LAYER, 0).byte_len();
-    (0..used.div_ceil(quarter))
-        .map(|i| {
-            let bin = Bin::new(DELTA_FRAME_LAYER, made.munro.0 * 4 + i);
-            let delta = made.deltas.iter().find(|delta| delta.bin == bin);
-            delta.map_or(made.alone(bin, used - i * quarter), |delta| delta.bytes.len()) as u64
-        })
-        .sum()
+    let (mut update, mut image) = (0, 0);
+    for i in 0..used.div_ceil(quarter) {
+        let bin = Bin::new(DELTA_FRAME_LAYER, made.munro.0 * 4 + i);
+        let delta = made.deltas.iter().find(|delta| delta.bin == bin);
+        let cost = delta.map_or(made.alone(bin, used - i * quarter), |delta| delta.bytes.len());
+        let blocks = BlockRange::covering(bin.byte_offset(), bin.byte_len());
+        let of_image = epoch.image.is_some_and(|own| !own.intersection(blocks).is_empty());
+        *(if of_image { &mut image } else { &mut update }) += cost as u64;
+    }
+    (update, image)
 }
 
 /// Writes the frames of some munros: first what an update needs, then the rest.
