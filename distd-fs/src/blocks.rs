@@ -32,6 +32,8 @@ pub trait Blocks: Send + Sync + 'static {
     fn prefetch(&self, ranges: Vec<BlockRange>, purpose: Purpose);
     /// How many of the blocks are local.
     fn held_blocks(&self, blocks: BlockRange) -> u64;
+    /// Bytes that have come from peers: whether anything comes at all.
+    fn fetched_bytes(&self) -> u64;
     /// The end of the log, as far as it is known: what lies behind it may come to be anything.
     fn end(&self) -> BlockIndex;
 }

@@ -27,6 +27,10 @@ impl Blocks for Swarm {
         self.held_blocks(blocks)
     }
 
+    fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes()
+    }
+
     fn end(&self) -> BlockIndex {
         let munros = self.head_news().trusted.map_or(0, |trusted| trusted.placed.head.munros);
         MunroIndex(munros).blocks().start

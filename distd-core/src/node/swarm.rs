@@ -341,6 +341,13 @@ impl Swarm {
         self.shared.log.held_blocks(blocks)
     }
 
+    /// Verified bytes that came from peers since the node joined.
+    pub fn fetched_bytes(&self) -> u64 {
+        let Counters { fetched_metadata, fetched_data, fetched_frames, .. } = &self.shared.counters;
+        let all = [fetched_metadata, fetched_data, fetched_frames];
+        all.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// The log in the cache: pins, eviction, state files.
     pub fn cached(&self) -> &Arc<CachedLog> {
         &self.shared.log

@@ -98,6 +98,7 @@ impl Daemon {
         }
         let label = format!("the log of {}", swarm.origin());
         let hidden = Hidden::new(Arc::clone(swarm), timeout, label);
+        let hidden = hidden.map_err(Refusal::Superblock)?;
         Ok(Arc::new(Superblock::open(Arc::new(hidden)).map_err(Refusal::Superblock)?))
     }
 

@@ -115,7 +115,7 @@ impl<B: Blocks> Filesystem for Adapter<B> {
     ) {
         contained("read", || {
             self.0.read(ino.0, offset, u64::from(size), move |bytes| match bytes {
-                Ok(bytes) => reply.data(&bytes),
+                Ok(bytes) => reply.data(bytes),
                 Err(failure) => reply.error(Errno::from_i32(failure.errno().raw_os_error())),
             });
         });

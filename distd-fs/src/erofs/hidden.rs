@@ -14,18 +14,18 @@
 //! the kernel's eyes.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use distd_core::manifest::ReleaseImage;
 use distd_core::unit::{BlockIndex, BlockRange};
-use lru::LruCache;
 
-use crate::blocks::Purpose;
+use crate::blocks::{Blocks, Purpose};
 use crate::fs::Failed;
 use crate::journal::Journal;
 
+use super::mixed::Mixed;
 use super::streams::Streams;
 
 /// FUSE's number of the root.
@@ -36,8 +36,6 @@ const DEVICE_NAME: &str = ".distd-log";
 const DEVICES_MAX: u16 = 64;
 /// Blocks that EROFS can address on a device: 32 bits.
 const DEVICE_BLOCKS_MAX: u64 = 1 << 32;
-/// Declined requests that are remembered.
-const DECLINED_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Longest name that FUSE takes.
 const NAME_BYTES_MAX: usize = 1024;
 
@@ -52,8 +50,7 @@ pub(crate) struct Hidden<B> {
     /// None where reads are to fail.
     pub(super) journal: Option<Journal>,
     pub(super) streams: Streams,
-    /// Requests that were declined, and when.
-    pub(super) declined: Mutex<LruCache<BlockRange, Instant>>,
+    pub(super) mixed: Mixed,
     tree: Mutex<Tree>,
 }
 
@@ -110,24 +107,25 @@ struct Image {
     on_close: Option<Box<dyn FnOnce() + Send>>,
 }
 
-impl<B> Hidden<B> {
-    /// An empty one; reads of it end after `timeout`.
-    pub(crate) fn new(blocks: Arc<B>, timeout: Duration, label: String) -> Self {
+impl<B: Blocks> Hidden<B> {
+    /// An empty one; reads of it end after `timeout`. An error where there is no thread for it.
+    pub(crate) fn new(blocks: Arc<B>, timeout: Duration, label: String) -> io::Result<Self> {
         let nodes = [(ROOT, Node::Directory(BTreeMap::new()))];
-        Self {
+        let mixed = Mixed::new(Arc::clone(&blocks))?;
+        Ok(Self {
             blocks,
             timeout,
             label,
             failed: Failed::default(),
             journal: Some(Journal::default()),
             streams: Streams::default(),
-            declined: Mutex::new(LruCache::new(DECLINED_MAX)),
+            mixed,
             tree: Mutex::new(Tree {
                 next: ROOT + 1,
                 nodes: nodes.into(),
                 devices: BTreeMap::new(),
             }),
-        }
+        })
     }
 
     /// Makes a room with an image and the devices that it expects, under `source`.
@@ -305,13 +303,15 @@ fn names(path: &str) -> Option<Vec<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::testing::Memory;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    fn hidden() -> Arc<Hidden<()>> {
-        Arc::new(Hidden::new(Arc::new(()), Duration::from_secs(1), "test".into()))
+    fn hidden() -> Arc<Hidden<Memory>> {
+        let hidden = Hidden::new(Arc::default(), Duration::from_secs(1), "test".into());
+        Arc::new(hidden.expect("a thread"))
     }
 
-    fn walk(hidden: &Hidden<()>, path: &[&str]) -> Option<(u64, Kind)> {
+    fn walk(hidden: &Hidden<Memory>, path: &[&str]) -> Option<(u64, Kind)> {
         let step = |at: Option<(u64, Kind)>, name: &&str| hidden.lookup(at?.0, name.as_bytes());
         path.iter().fold(Some((ROOT, Kind::Directory)), step)
     }

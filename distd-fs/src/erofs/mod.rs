@@ -16,6 +16,7 @@
 mod adapter;
 pub(crate) mod attach;
 mod hidden;
+mod mixed;
 pub(crate) mod probe;
 mod reads;
 pub(crate) mod record;

@@ -48,7 +48,8 @@ pub(crate) fn verdict() -> Result<(), Refusal> {
         return Ok(());
     }
     let begin = Instant::now();
-    let mut hidden = Hidden::new(Arc::new(Scratch), TIMEOUT, "a scratch log".into());
+    let hidden = Hidden::new(Arc::new(Scratch), TIMEOUT, "a scratch log".into());
+    let mut hidden = hidden.map_err(Refusal::Superblock)?;
     hidden.journal = None;
     let superblock = Superblock::open(Arc::new(hidden)).map_err(Refusal::Superblock)?;
     let blocks = BlockRange::new(BlockIndex(0), IMAGE_BLOCKS);
@@ -125,6 +126,10 @@ impl Blocks for Scratch {
 
     fn held_blocks(&self, blocks: BlockRange) -> u64 {
         Self::held(blocks).count
+    }
+
+    fn fetched_bytes(&self) -> u64 {
+        0
     }
 
     fn end(&self) -> BlockIndex {

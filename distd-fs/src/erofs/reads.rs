@@ -1,88 +1,96 @@
 //! Reading the hidden superblock's files: a window of the log, block by block.
 //!
-//! What is local is answered on the spot; what is missing waits for the network until the deadline. A
-//! request of which a part is local is a case of its own. The kernel reads ahead in the log without
-//! knowing where a file ends, so that what somebody waits for and what nobody wants come in one request:
-//! the first must not wait a deadline for the second. Such a request waits a moment only; then it is
-//! declined, and the kernel asks again for the one page that is wanted, while the rest is fetched in the
-//! background.
+//! What is local is answered on the spot; what is missing waits for the network until the deadline, but
+//! where a part is local (see `mixed`).
 //!
 //! Nothing behind the end of the log is answered: the kernel would keep the zeros when the log has grown.
 
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use distd_core::limits::BLOCK_BYTES;
 use distd_core::unit::{BlockIndex, BlockRange};
 
+use super::hidden::Hidden;
+use super::mixed::Pending;
 use crate::blocks::{Blocks, Purpose, Unavailable};
 use crate::errno::Failure;
-use crate::fs::Then;
 
-use super::hidden::Hidden;
+/// A continuation that takes what was read.
+pub(super) trait Take: FnOnce(Result<&[u8], Failure>) + Send + 'static {}
+impl<F: FnOnce(Result<&[u8], Failure>) + Send + 'static> Take for F {}
 
-/// How long a request waits whose blocks are local in part.
-const MIXED_PATIENCE: Duration = Duration::from_millis(100);
-/// How long a declined request is remembered.
-const DECLINED: Duration = Duration::from_secs(1);
+thread_local! {
+    /// What a thread that answers the kernel reads into. Kept, because the kernel takes a copy and clean
+    /// memory costs as much as the reading.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The largest read that is answered, in bytes: above what the kernel sends.
 const READ_BYTES_MAX: u64 = 16 << 20;
 
 impl<B: Blocks> Hidden<B> {
     /// Reads `len` bytes of a file at `offset`; fewer only where the file ends.
-    pub(super) fn read(
-        self: &Arc<Self>,
-        number: u64,
-        offset: u64,
-        len: u64,
-        then: impl Then<Bytes>,
-    ) {
+    pub(super) fn read(self: &Arc<Self>, number: u64, offset: u64, len: u64, then: impl Take) {
         let Some((window, purpose)) = self.window(number) else { return then(Err(Failure::Stale)) };
         let end = window.byte_len().min(offset.saturating_add(len.min(READ_BYTES_MAX)));
         if offset >= end {
-            return then(Ok(Bytes::new()));
+            return then(Ok(&[]));
         }
         let (first, skip) = (offset / BLOCK_BYTES, (offset % BLOCK_BYTES) as usize);
         let count = end.div_ceil(BLOCK_BYTES) - first;
         let blocks = BlockRange::new(BlockIndex(window.start.0 + first), count);
         let wanted = (end - offset) as usize;
-        self.read_blocks(blocks, purpose, move |bytes| {
-            then(bytes.map(|bytes| bytes.slice(skip..skip + wanted)));
+        self.read_blocks(blocks, purpose, move |bytes: Result<&[u8], Failure>| {
+            then(bytes.and_then(|bytes| bytes.get(skip..skip + wanted).ok_or(Failure::Damaged)));
         });
     }
 
-    fn read_blocks(self: &Arc<Self>, blocks: BlockRange, purpose: Purpose, then: impl Then<Bytes>) {
-        let mut buffer = vec![0; blocks.byte_len() as usize];
-        match self.blocks.read_now(blocks, &mut buffer) {
-            Ok(true) => {
-                self.read_ahead(blocks, purpose);
-                return then(Ok(buffer.into()));
+    fn read_blocks(self: &Arc<Self>, blocks: BlockRange, purpose: Purpose, then: impl Take) {
+        let then = BUFFER.with_borrow_mut(|buffer| {
+            let len = blocks.byte_len() as usize;
+            if buffer.len() < len {
+                buffer.resize(len, 0);
             }
-            Ok(false) => drop(buffer),
-            Err(error) => return then(Err(self.fail(blocks, &error))),
+            let buffer = &mut buffer[..len];
+            match self.blocks.read_now(blocks, buffer) {
+                Ok(true) => then(Ok(buffer)),
+                Ok(false) => return Some(then),
+                Err(error) => then(Err(self.fail(blocks, &error))),
+            }
+            None
+        });
+        match then {
+            None => self.read_ahead(blocks, purpose),
+            Some(then) => self.fetch_blocks(blocks, purpose, then),
         }
+    }
+
+    /// Reads what is missing at least in part.
+    fn fetch_blocks(self: &Arc<Self>, blocks: BlockRange, purpose: Purpose, then: impl Take) {
         let (now, held) = (Instant::now(), self.blocks.held_blocks(blocks));
         if blocks.end() > self.blocks.end() || self.is_repeated(blocks, now) {
             return then(Err(Failure::Unavailable));
         }
         self.read_ahead(blocks, purpose);
-        let mixed = held > 0 && held < blocks.count && !self.was_declined(blocks, now);
-        let patience = if mixed { MIXED_PATIENCE.min(self.timeout) } else { self.timeout };
+        let mixed = held > 0 && held < blocks.count && !self.mixed.was_declined(blocks, now);
+        let pending = Pending::new(then);
+        if mixed {
+            self.mixed.watch(blocks, &pending, &*self.blocks);
+        }
         let hidden = Arc::clone(self);
         let done = move |result: Result<Bytes, Unavailable>| {
-            then(match result {
-                Ok(bytes) if bytes.len() as u64 == blocks.byte_len() => Ok(bytes),
-                Ok(_) => Err(Failure::Damaged),
-                Err(_) if mixed => {
-                    hidden.decline(blocks);
-                    hidden.blocks.prefetch(vec![blocks], purpose);
-                    Err(Failure::Unavailable)
-                }
-                Err(error) => Err(hidden.fail(blocks, &error)),
-            });
+            // One that was declined is fetched all the same: somebody may ask again.
+            let Some(then) = pending.claim() else { return };
+            match result {
+                Ok(bytes) if bytes.len() as u64 == blocks.byte_len() => then(Ok(&bytes)),
+                Ok(_) => then(Err(Failure::Damaged)),
+                Err(error) => then(Err(hidden.fail(blocks, &error))),
+            }
         };
-        self.blocks.read(blocks, purpose, now + patience, Box::new(done));
+        self.blocks.read(blocks, purpose, now + self.timeout, Box::new(done));
     }
 
     fn read_ahead(&self, blocks: BlockRange, purpose: Purpose) {
@@ -106,17 +114,6 @@ impl<B: Blocks> Hidden<B> {
         Failure::Unavailable
     }
 
-    fn decline(&self, blocks: BlockRange) {
-        let mut declined = self.declined.lock().unwrap_or_else(PoisonError::into_inner);
-        declined.push(blocks, Instant::now());
-    }
-
-    /// Whether exactly this was declined a moment ago: then somebody waits for all of it.
-    fn was_declined(&self, blocks: BlockRange, now: Instant) -> bool {
-        let declined = self.declined.lock().unwrap_or_else(PoisonError::into_inner);
-        declined.peek(&blocks).is_some_and(|at| now.saturating_duration_since(*at) < DECLINED)
-    }
-
     /// Whether a part of this has just failed: the kernel repeats by itself, page by page.
     fn is_repeated(&self, blocks: BlockRange, now: Instant) -> bool {
         munros(blocks).any(|munro| self.failed.is_repeated(munro, blocks, now))
@@ -137,6 +134,7 @@ mod tests {
     use distd_core::manifest::ReleaseImage;
     use std::sync::atomic::Ordering;
     use std::sync::mpsc;
+    use std::time::Duration;
 
     const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -147,7 +145,7 @@ mod tests {
             memory.append(&[block; BLOCK]);
         }
         let hidden = Hidden::new(Arc::clone(&memory), Duration::from_secs(1), "the log".into());
-        let hidden = Arc::new(hidden);
+        let hidden = Arc::new(hidden.expect("a thread"));
         let blocks = BlockRange::new(BlockIndex(2), 4);
         let image = ReleaseImage { blocks, device_block: 8, devices: 1 };
         let room = hidden.enter("s", &image).expect("a path");
@@ -157,7 +155,9 @@ mod tests {
 
     fn read(hidden: &Arc<Hidden<Memory>>, file: u64, at: u64, len: u64) -> Result<Bytes, Failure> {
         let (sender, receiver) = mpsc::channel();
-        hidden.read(file, at, len, move |bytes| sender.send(bytes).expect("somebody listens"));
+        hidden.read(file, at, len, move |bytes: Result<&[u8], Failure>| {
+            sender.send(bytes.map(Bytes::copy_from_slice)).expect("somebody listens");
+        });
         receiver.recv_timeout(Duration::from_secs(5)).expect("answered")
     }
 
@@ -196,15 +196,14 @@ mod tests {
     fn what_is_local_does_not_wait_for_its_neighbours() {
         let (memory, hidden, _, log) = hidden(8);
         read(&hidden, log, 0, 4 << 12).expect("fetched");
-        memory.offline.store(true, Ordering::Relaxed);
+        memory.silent.store(true, Ordering::Relaxed);
+        let begin = Instant::now();
         assert_eq!(read(&hidden, log, 0, 8 << 12), Err(Failure::Unavailable), "declined");
+        assert!(begin.elapsed() < hidden.timeout, "before the deadline");
         assert_eq!(read(&hidden, log, 3 << 12, 4096).expect("local")[0], 3, "and not a failure");
-        assert_eq!(
-            *memory.prefetched.lock().expect("not poisoned"),
-            [BlockRange::new(BlockIndex(0), 8)]
-        );
         let blocks = BlockRange::new(BlockIndex(0), 8);
-        assert!(hidden.was_declined(blocks, Instant::now()));
-        assert!(!hidden.was_declined(blocks, Instant::now() + DECLINED));
+        assert!(hidden.mixed.was_declined(blocks, Instant::now()));
+        memory.silent.store(false, Ordering::Relaxed);
+        assert_eq!(read(&hidden, log, 0, 8 << 12).map(|bytes| bytes.len()), Ok(8 << 12));
     }
 }

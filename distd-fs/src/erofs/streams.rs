@@ -14,15 +14,18 @@ const STREAMS_MAX: usize = 64;
 const RUN_BLOCKS_MIN: u64 = 48;
 /// How far ahead is fetched, in blocks: 8 MiB.
 const WINDOW_BLOCKS_MAX: u64 = 2048;
-/// Requests of one reader arrive by several threads, hence a little out of order: 256 KiB.
-const DISORDER_BLOCKS_MAX: u64 = 64;
+/// Requests of one reader arrive by several threads, hence a little out of order: 128 KiB.
+const DISORDER_BLOCKS_MAX: u64 = 32;
 
 /// One reader's progress.
 #[derive(Clone, Copy, Debug)]
 struct Stream {
     next: u64,
     fetched: u64,
+    /// Blocks read in order, those that were left out taken off.
     run: u64,
+    /// Blocks that were left out, which may only be late.
+    gap: u64,
 }
 
 /// The readers that are followed, the latest last.
@@ -38,9 +41,13 @@ impl Streams {
             start <= stream.next + DISORDER_BLOCKS_MAX && stop + DISORDER_BLOCKS_MAX >= stream.next
         };
         let known = streams.iter().rposition(near).map(|index| streams.remove(index));
-        let fresh = Stream { next: start, fetched: stop, run: 0 };
+        let fresh = Stream { next: start, fetched: stop, run: 0, gap: 0 };
         let mut stream = known.unwrap_or(fresh);
-        stream.run += stop.saturating_sub(stream.next.max(start));
+        let left_out = start.saturating_sub(stream.next);
+        let late = stop.min(stream.next).saturating_sub(start).min(stream.gap);
+        stream.gap = (stream.gap - late + left_out).min(DISORDER_BLOCKS_MAX);
+        let fresh = stop.saturating_sub(stream.next.max(start));
+        stream.run = (stream.run + fresh + late).saturating_sub(left_out);
         stream.next = stream.next.max(stop);
         stream.fetched = stream.fetched.max(stream.next);
         let window = stream.run.saturating_mul(2).min(WINDOW_BLOCKS_MAX);
@@ -97,6 +104,23 @@ mod tests {
             assert_eq!(streams.on_read(read((index * 7919 % 10_007) << 12, 32), END), None);
         }
         assert_eq!(streams.0.lock().expect("not poisoned").len(), STREAMS_MAX);
+    }
+
+    #[test]
+    fn small_files_here_and_there_in_one_region_are_no_sequence() {
+        let streams = Streams::default();
+        for index in 0..10_000u64 {
+            let ahead = streams.on_read(read(index * 7919 % 10_007, 1 + index % 8), END);
+            assert_eq!(ahead, None, "at {index}");
+        }
+    }
+
+    #[test]
+    fn a_little_disorder_is_still_a_sequence() {
+        let streams = Streams::default();
+        let order = [1u64, 0, 2, 4, 3, 5, 7, 6];
+        let ahead = order.into_iter().filter_map(|step| streams.on_read(read(step * 32, 32), END));
+        assert!(ahead.count() > 0);
     }
 
     #[test]
