@@ -2,6 +2,11 @@
 //!
 //! A map has one address for each chunk of 2^n blocks; the chunks are as large as the file's extents
 //! allow, so that a file of a few runs with round lengths has a short map.
+//!
+//! One run on a device has a map of one chunk, unless it is one block. Without a map its address is one in
+//! the image's own address space, and Linux (6.18), which compares such addresses with those on the
+//! device, then reads the run page by page: each small file costs several requests, of which the first one
+//! brings one block and the others more than the file has.
 
 use crate::format::{ADDRESS_BITS, CHUNK_BITS_MAX, CHUNK_INDEX, NOWHERE, Record};
 use crate::plan::{Content, Unfit};
@@ -40,7 +45,7 @@ impl Mapping {
             return Ok(Self::Flat(0));
         }
         if boundaries == 0 {
-            if let Some(address) = flat {
+            if let Some(address) = flat.filter(|_| blocks == 1 || content.is_inside()) {
                 return Ok(Self::Flat(address));
             }
             boundaries = blocks.next_power_of_two();
@@ -93,6 +98,11 @@ impl Content {
     /// Blocks of content that one device shows.
     pub(crate) const fn blocks_a_device(self) -> u64 {
         (1 << ADDRESS_BITS) - self.first()
+    }
+
+    /// Whether it is in the image.
+    pub(crate) const fn is_inside(self) -> bool {
+        matches!(self, Self::Inside { .. })
     }
 
     /// The address of the content's block 0.
@@ -164,8 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn one_run_needs_no_map() {
-        assert_eq!(Mapping::new(&file(&[data(5, 9)]), LOG), Ok(Mapping::Flat((1 << 20) + 5)));
+    fn one_run_needs_no_map_but_of_one_chunk_on_a_device() {
+        assert_eq!(map(&file(&[data(5, 9)])), [(1, 5)]);
+        let inside = Content::Inside { first: 100, count: 50 };
+        assert_eq!(Mapping::new(&file(&[data(5, 9)]), inside), Ok(Mapping::Flat(105)));
+        assert_eq!(Mapping::new(&file(&[data(5, 1)]), LOG), Ok(Mapping::Flat((1 << 20) + 5)));
         assert_eq!(Mapping::new(&file(&[]), LOG), Ok(Mapping::Flat(0)));
         let last = file(&[data(SLOT - 1, 1)]);
         assert_eq!(Mapping::new(&last, LOG), Ok(Mapping::Flat(u32::MAX)));

@@ -5,8 +5,8 @@
 //! the inodes of what it holds, other directories excepted: looking up a path touches one place for each
 //! of its names.
 //!
-//! Inodes with maps of chunks lie behind all directories, and leave room where they would be without: whether
-//! a file is one run in the log often changes, and nothing should move for that.
+//! Inodes with maps of several chunks lie behind all directories, and leave room where they would be with
+//! one: whether a file is one run in the log often changes, and nothing should move for that.
 //!
 //! Inodes are known by their place, so that all that follow move if a directory grows. A directory whose
 //! path says so (one of sixteen) begins a block: what is left of the block before it is room for the
@@ -17,7 +17,7 @@ use std::fmt;
 
 use crate::chunks::Mapping;
 use crate::dirents;
-use crate::format::{ADDRESS_BITS, BLOCK, INODE, SLOT, crc32c, device_number};
+use crate::format::{ADDRESS_BITS, BLOCK, CHUNK_INDEX, INODE, SLOT, crc32c, device_number};
 use crate::tree::{Entry, Inode, Kind, Tree};
 use crate::xattrs::{Counting, Shared};
 
@@ -147,7 +147,7 @@ pub struct Plan<'t, T: Tree> {
     pub(crate) inodes: u64,
     /// One past the inodes, in bytes.
     pub(crate) inode_end: u64,
-    /// Where the inodes with maps begin, in bytes.
+    /// Where the inodes with maps of several chunks begin, in bytes.
     pub(crate) map_start: u64,
     /// Entries whose inodes have maps, and what these take.
     mapped: Vec<(usize, Shape)>,
@@ -313,7 +313,7 @@ impl<'t, T: Tree> Plan<'t, T> {
         Ok(())
     }
 
-    /// Gives the inodes with maps their numbers, and further names those of the first.
+    /// Gives the inodes with maps of several chunks their numbers, and further names those of the first.
     fn place_mapped(&mut self) -> Result<(), Unfit> {
         self.inode_end = self.inode_end.next_multiple_of(BLOCK_U64);
         self.map_start = self.inode_end;
@@ -326,14 +326,15 @@ impl<'t, T: Tree> Plan<'t, T> {
         Ok(())
     }
 
-    /// Gives the inode of the next entry its number, or leaves the place that it would have without a map.
+    /// Gives the inode of the next entry its number, or leaves the place that it would have as one run.
     fn place(&mut self, shape: Shape) -> Result<u32, Unfit> {
-        if shape.map == 0 {
+        if shape.map <= CHUNK_INDEX {
             return self.place_here(shape);
         }
         self.mapped.push((self.nids.len(), shape));
         self.inodes -= 1;
-        self.place_here(Shape { map: 0, ..shape })
+        let one_run = if self.content.is_inside() { 0 } else { CHUNK_INDEX };
+        self.place_here(Shape { map: one_run, ..shape })
     }
 
     fn place_here(&mut self, shape: Shape) -> Result<u32, Unfit> {
