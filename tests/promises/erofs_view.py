@@ -6,13 +6,14 @@ import os
 import pathlib
 import signal
 import subprocess
+import threading
 import time
 
-from lib import compare, facts, hosts, tree
+from lib import compare, hosts, tree
 from lib.facts import settled
 from lib.network import NODE
 from lib.promises import promise
-from promises.erofs import image, loop_mount
+from promises.erofs import KINDS, image, loop_mount
 from promises.follow import of_mount, plain, two_releases
 
 VIEW = "view=erofs"
@@ -165,7 +166,6 @@ def a_mount_follows_its_track_and_open_files_stay(world):
             if not os.listdir(mount):
                 empty.append(time.monotonic())
 
-    import threading
     watcher = threading.Thread(target=watch)
     watcher.start()
     for release in ("v2", "v1", "v2"):
@@ -273,12 +273,17 @@ def of_mounts(world):
 
 @promise(seconds=90)
 def an_image_inside_mounts_by_loop(world):
-    source, inside = world.dir / "source", tree.small(world.dir / "plain")
-    source.mkdir()
-    image(source / "inner.erofs", inside, "lz4hc")
+    source, inside = world.dir / "source", world.dir / "plain"
+    for directory in (source, inside):
+        directory.mkdir()
+    for number in range(4):
+        (inside / f"text{number}").write_text(f"line {number}\n" * 20_000)
+    for kind in KINDS:
+        image(source / f"{kind}.erofs", inside, kind)
     world.published(source)
     mount = by_erofs(world)
-    compare.same(inside, loop_mount(world, mount / "inner.erofs"))
+    for kind in KINDS:
+        compare.same(inside, loop_mount(world, mount / f"{kind}.erofs", kind))
 
 
 @promise(seconds=90)
