@@ -15,7 +15,8 @@ wanted=(
 )
 case ${1-} in
   '') ;;
-  --bench) wanted+=(nginx=nginx-light curl=curl aria2c=aria2 casync=casync zsync=zsync zck=zchunk zstd=zstd) ;;
+  --bench) wanted+=(nginx=nginx-light curl=curl aria2c=aria2 casync=casync zsync=zsync zck=zchunk zstd=zstd
+    squashfuse=squashfuse mksquashfs=squashfs-tools) ;;
   *) die "usage: setup.sh [--bench]" ;;
 esac
 
