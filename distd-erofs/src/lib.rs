@@ -12,17 +12,21 @@
 //! behind       extended attributes that several inodes share
 //! ```
 //!
+//! Images that anybody made are read by [`Image`], bounded.
+//!
 //! No logs, no network, no clock: trees come in by [`Tree`], bytes go out in order.
 
 mod chunks;
 mod dirents;
 mod format;
 mod plan;
+mod read;
 mod tree;
 mod write;
 mod xattrs;
 
 pub use plan::{Content, Plan, PlanError, Unfit};
+pub use read::{DirEntry, Image, ImageInode, ImageSuper, Layout, Physical, ReadError, Source};
 pub use tree::{Attributes, Entry, Extent, File, Inode, Kind, Link, Tree, Xattr};
 
 /// Bytes of a block.

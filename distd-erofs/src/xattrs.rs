@@ -125,6 +125,12 @@ pub(crate) const fn count(len: u64) -> u64 {
     if len == 0 { 0 } else { (len - XATTR_HEADER as u64) / 4 + 1 }
 }
 
+/// The full name for a namespace's number and the rest of the name.
+pub(crate) fn full_name(index: u8, rest: &[u8]) -> Option<Vec<u8>> {
+    let (prefix, _) = NAMESPACES.iter().find(|(_, number)| *number == index)?;
+    Some([prefix, rest].concat())
+}
+
 /// The number of a name's namespace, and the rest of the name.
 fn namespace(name: &[u8]) -> Option<(u8, &[u8])> {
     NAMESPACES.iter().find_map(|(prefix, number)| {
