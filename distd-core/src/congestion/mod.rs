@@ -130,11 +130,11 @@ impl Controller {
             self.one_way.sample(now, delay_us);
         }
         self.losses.on_ack(acked.bytes);
-        let queuing = self.queuing();
-        let round_trip = self.round_trip.queuing().unwrap_or_default();
-        let sent_at = acked.rtt.and_then(|rtt| now.checked_sub(rtt));
         let beside_reader = self.reader_at.is_some_and(|at| now < at + READER_STAYS);
         let target = if beside_reader { TARGET_BESIDE_READER } else { TARGET };
+        let queuing = self.queuing(target);
+        let round_trip = self.round_trip.queuing().unwrap_or_default();
+        let sent_at = acked.rtt.and_then(|rtt| now.checked_sub(rtt));
         self.background.on_ack(now, sent_at, acked, queuing, target);
         self.foreground.on_ack(now, acked, round_trip, &self.rtt);
     }
@@ -153,7 +153,7 @@ impl Controller {
         }
         let part = self.rtt.smoothed() / CONGESTED_QUEUE_PART;
         let queue_max = part.clamp(CONGESTED_QUEUE_MIN, CONGESTED_QUEUE_MAX);
-        let kept = if self.queuing() >= queue_max { None } else { Some(self.losses.kept()) };
+        let kept = if self.queuing(TARGET) >= queue_max { None } else { Some(self.losses.kept()) };
         if kept == Some(1.0) {
             return false;
         }
@@ -213,10 +213,11 @@ impl Controller {
     /// peer's one-way delays say beyond, a little. So a peer can slow us, which is its loss, but
     /// not hide a queue that we see (RFC 7574 §12.6.4: forged delays); and a jump of its clock is
     /// not taken for a queue.
-    fn queuing(&self) -> Duration {
+    /// Of that no more than counts little against `target`.
+    fn queuing(&self, target: Duration) -> Duration {
         let measured = self.round_trip.queuing().unwrap_or_default();
         let reported = self.one_way.queuing().unwrap_or_default();
-        measured.max(reported.min(measured.saturating_add(DELAY_SLACK)))
+        measured.max(reported.min(measured.saturating_add(DELAY_SLACK.min(target / 4))))
     }
 }
 
@@ -336,6 +337,28 @@ mod tests {
         let before = window(0, &mut now, &mut controller);
         assert!(window(3_600_000_000, &mut now, &mut controller) > before);
         assert!(window(0, &mut now, &mut controller) > before);
+    }
+
+    #[test]
+    fn background_data_goes_on_beside_a_reader_though_clocks_drift() {
+        let mut now = Instant::now();
+        let mut controller = Controller::new(now);
+        let mut least = u64::MAX;
+        for ms in 0..20_000u64 {
+            now += Duration::from_millis(1);
+            if ms % 100 == 0 {
+                controller.on_sent(now, SEGMENT_BYTES, true);
+            }
+            // 50 parts in a million: the peer's clock runs away by a millisecond in 20 s.
+            let delay_us = Some(10_000 + 4_000 + ms / 20);
+            let rtt = Some(Duration::from_millis(20));
+            let in_flight = controller.window_bytes(false);
+            controller.on_ack(now, Acked { bytes: SEGMENT_BYTES, in_flight, rtt, delay_us });
+            if ms > 1000 {
+                least = least.min(controller.window_bytes(false));
+            }
+        }
+        assert!(least >= BACKGROUND_BYTES_INITIAL, "{least} bytes of window");
     }
 
     #[test]

@@ -347,6 +347,8 @@ impl EventLoop {
             role: self.role,
         });
         let Some(key) = key else { return false };
+        let fork = shared.load_fork();
+        fork.inspect(|munro| shared.tell_fork(*munro));
         self.by_origin.insert(shared.origin, key);
         let joined = Joined {
             shared,
@@ -357,7 +359,7 @@ impl EventLoop {
             barren: Barren::default(),
             heard_at: None,
             saved: None,
-            forked: false,
+            forked: fork.is_some(),
         };
         self.swarms.insert(key, joined);
         true
@@ -444,6 +446,7 @@ impl EventLoop {
             Event::Fork { swarm, known, claimed, from } => {
                 self.on_fork(swarm, &known, &claimed, from);
             }
+            Event::Found { address, .. } => tracing::debug!(%address, "a peer told of another"),
             Event::PeerUp { swarm, address } => {
                 tracing::info!(%address, "peer connected");
                 if let Some(joined) = self.swarms.get_mut(&swarm) {

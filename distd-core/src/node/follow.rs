@@ -237,7 +237,7 @@ fn block_uncles(run: &VerifiedRun, block: BlockIndex) -> Vec<NodeHash> {
 const MUNRO_RECORD_BYTES: usize = 112;
 
 /// A signed munro as 112 bytes: number, time, hash, signature.
-pub(super) fn encode_munro(signed: &SignedMunro) -> Vec<u8> {
+fn encode_munro(signed: &SignedMunro) -> Vec<u8> {
     let mut bytes = signed.munro.0.to_be_bytes().to_vec();
     bytes.extend(signed.time.0.to_be_bytes());
     bytes.extend(signed.hash.0);
@@ -257,6 +257,20 @@ fn decode_munro(bytes: &[u8]) -> Option<SignedMunro> {
     })
 }
 
+/// Evidence of a fork: two munros one behind the other, as [`encode_munro`] has them.
+pub(super) fn encode_fork(known: &SignedMunro, claimed: &SignedMunro) -> Vec<u8> {
+    [encode_munro(known), encode_munro(claimed)].concat()
+}
+
+/// The munro for which `bytes` of a cache show two contents that the origin signed, if they do.
+pub(super) fn decode_fork(origin: &OriginId, bytes: &[u8]) -> Option<MunroIndex> {
+    let (known, claimed) = bytes.split_at_checked(MUNRO_RECORD_BYTES)?;
+    let known = decode_munro(known)?.verify(origin).ok()?;
+    let claimed = decode_munro(claimed)?.verify(origin).ok()?;
+    let is_fork = known.munro() == claimed.munro() && known.hash() != claimed.hash();
+    is_fork.then_some(known.munro())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +281,27 @@ mod tests {
     use crate::unit::ByteRange;
     use proptest::prelude::*;
     use std::convert::Infallible;
+
+    #[test]
+    fn evidence_of_a_fork_counts_as_long_as_it_proves_one() {
+        let key = OriginKey::from_seed(&[9; 32]);
+        let sign = |key, munro, hash| {
+            let time = NtpTime::from_unix(1_800_000_000, 0);
+            VerifiedMunro::sign(key, MunroIndex(munro), NodeHash([hash; 32]), time).signed()
+        };
+        let evidence = encode_fork(&sign(&key, 7, 1), &sign(&key, 7, 2));
+        assert_eq!(decode_fork(&key.id(), &evidence), Some(MunroIndex(7)));
+        let other = OriginKey::from_seed(&[8; 32]);
+        for (known, claimed) in [
+            (sign(&key, 7, 1), sign(&key, 7, 1)),
+            (sign(&key, 7, 1), sign(&key, 8, 2)),
+            (sign(&key, 7, 1), sign(&other, 7, 2)),
+        ] {
+            assert_eq!(decode_fork(&key.id(), &encode_fork(&known, &claimed)), None);
+        }
+        assert_eq!(decode_fork(&key.id(), &evidence[1..]), None);
+        assert_eq!(decode_fork(&key.id(), &[]), None);
+    }
 
     const NOW_S: u64 = 1_800_000_000;
 

@@ -207,6 +207,7 @@ impl Serving {
     fn on_event(&mut self, event: &Event) {
         match event {
             Event::PeerUp { address, .. } => tracing::info!(%address, "peer connected"),
+            Event::Found { address, .. } => tracing::debug!(%address, "a peer told of another"),
             Event::PeerDown { address, reason, unacknowledged, .. } => {
                 tracing::info!(%address, %reason, "peer gone");
                 if *unacknowledged {

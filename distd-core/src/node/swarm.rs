@@ -12,11 +12,12 @@ use crate::head::Head;
 use crate::keys::OriginId;
 use crate::limits::{BLOCK_BYTES, NODE_BYTES_MAX};
 use crate::store::CachedLog;
-use crate::unit::{BlockRange, ByteRange};
+use crate::tree::SignedMunro;
+use crate::unit::{BlockRange, ByteRange, MunroIndex};
 
 use super::clock::unix_now_s;
 use super::event_loop::Command;
-use super::follow::TrustedHead;
+use super::follow::{TrustedHead, decode_fork, encode_fork};
 use super::reading::{Done, Purpose, ReadError, Way};
 use super::seeds::{LentSeeds, Seeds};
 
@@ -30,6 +31,8 @@ const LOOP_SLACK: Duration = Duration::from_secs(5);
 
 /// Name of the state file, and of the pin, that keep the trusted head.
 const HEAD_STATE: &str = "head";
+/// Name of the state file that keeps the evidence of a fork; who has cleared it up removes the file.
+const FORK_STATE: &str = "fork";
 
 /// Counts of one swarm, in bytes where not said otherwise.
 #[derive(Debug, Default)]
@@ -129,6 +132,33 @@ impl Shared {
         if let Err(error) = self.log.pin(HEAD_STATE, &[BlockRange::new(block, 1)]) {
             tracing::warn!(%error, "the head's block cannot be pinned");
         }
+    }
+
+    /// The munro of which the origin signed two contents, if that was ever seen: a node that is started
+    /// again accepts no more heads than before.
+    pub(super) fn load_fork(&self) -> Option<MunroIndex> {
+        let bytes = self.log.load(FORK_STATE).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is known of forks cannot be read from the cache");
+            None
+        })?;
+        decode_fork(&self.origin, &bytes)
+    }
+
+    /// Keeps the evidence of a fork.
+    pub(super) fn save_fork(&self, known: &SignedMunro, claimed: &SignedMunro) {
+        if let Err(error) = self.log.save(FORK_STATE, &encode_fork(known, claimed)) {
+            tracing::error!(%error, "the evidence of the fork cannot be kept");
+        }
+    }
+
+    /// Says that there was a fork.
+    pub(super) fn tell_fork(&self, munro: MunroIndex) {
+        self.update_news(|news| {
+            news.heard = true;
+            news.problem = Some(format!(
+                "fork at munro {munro}: two contents signed; no new head is accepted"
+            ));
+        });
     }
 
     /// Publishes what became of the head.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::ppspp::codec::{ChannelId, Message, WireProfile, decode};
+use crate::ppspp::engine::limits::PEX_TRIES;
 
 /// What passed between a node and an address.
 #[derive(Debug, Default)]
@@ -15,12 +16,9 @@ struct Account {
     sent: u64,
     /// Channel ids that the node sent there.
     ids: Vec<ChannelId>,
-    /// Datagrams 1 that the node sent there though nobody told it to dial: a peer told of the address.
+    /// Datagrams 1 that the node may send there though its user named no such address: a peer told of it.
     greetings: u32,
 }
-
-/// Datagrams 1 to an address that a peer told of: three each time that it does.
-const GREETINGS_MAX: u32 = 30;
 
 /// All accounts.
 #[derive(Debug, Default)]
@@ -32,6 +30,11 @@ impl Ledger {
     /// The node dials the address.
     pub(super) fn on_dial(&mut self, node: usize, address: SocketAddr) {
         self.accounts.entry((node, address)).or_default().is_proved = true;
+    }
+
+    /// The node dials an address that a peer told of.
+    pub(super) fn on_told(&mut self, node: usize, address: SocketAddr) {
+        self.accounts.entry((node, address)).or_default().greetings += PEX_TRIES;
     }
 
     /// A datagram reaches the node.
@@ -60,9 +63,8 @@ impl Ledger {
                 account.ids.push(handshake.source);
             }
         }
-        if datagram.starts_with(&[0; 4]) {
-            account.greetings += 1;
-            assert!(account.greetings <= GREETINGS_MAX, "node {node} dials {to} without end");
+        if datagram.starts_with(&[0; 4]) && account.greetings > 0 {
+            account.greetings -= 1;
             return;
         }
         account.sent += datagram.len() as u64;

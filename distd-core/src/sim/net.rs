@@ -70,6 +70,8 @@ pub struct Net {
     /// By arrival.
     wire: BTreeMap<(Instant, u64), Flight>,
     sequence: u64,
+    /// How often something happened.
+    pub steps: u64,
 }
 
 impl Net {
@@ -88,6 +90,7 @@ impl Net {
             amplification: Ledger::default(),
             wire: BTreeMap::new(),
             sequence: 0,
+            steps: 0,
         }
     }
 
@@ -210,6 +213,9 @@ impl Net {
         }
         while let Some(event) = node.engine.poll_event() {
             busy = true;
+            if let Event::Found { address, .. } = &event {
+                self.amplification.on_told(at, *address);
+            }
             if let Event::Verified { run, .. } = &event {
                 let blocks = run.bin().blocks().expect("whole blocks");
                 node.store(now, blocks);
@@ -257,6 +263,7 @@ impl Net {
             return false;
         };
         self.now = self.now.max(next);
+        self.steps += 1;
         while let Some(entry) = self.wire.first_entry() {
             if entry.key().0 > self.now {
                 break;

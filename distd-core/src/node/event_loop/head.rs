@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::node::clock::unix_now_s;
-use crate::node::follow::{HeadRefused, Step, encode_munro};
+use crate::node::follow::{HeadRefused, Step};
 use crate::node::reading::{Purpose, Work};
 use crate::ppspp::engine::{Class, SwarmKey};
 use crate::tree::{SignedMunro, VerifiedMunro};
@@ -66,15 +66,8 @@ impl EventLoop {
              evidence is kept in the cache; ask the origin's administrator"
         );
         joined.forked = true;
-        let mut evidence = encode_munro(known);
-        evidence.extend(encode_munro(claimed));
-        if let Err(error) = joined.shared.log.save("fork", &evidence) {
-            tracing::error!(%error, "the evidence of the fork cannot be kept");
-        }
-        joined.shared.update_news(|news| {
-            news.heard = true;
-            news.problem = Some(format!("fork at munro {munro}: two contents signed"));
-        });
+        joined.shared.save_fork(known, claimed);
+        joined.shared.tell_fork(munro);
     }
 }
 

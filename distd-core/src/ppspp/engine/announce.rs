@@ -11,7 +11,7 @@ use crate::tree::VerifiedMunro;
 use crate::unit::{BlockRange, ChunkRange, MunroIndex};
 
 use super::interval::IntervalSet;
-use super::limits::{ANNOUNCE_REPEAT, ANNOUNCE_SPANS_MAX, NEWS_MAX, TUNE_IN_REPEAT};
+use super::limits::{ANNOUNCE_REPEAT, ANNOUNCE_SPANS_MAX, KEEP_ALIVE, NEWS_MAX, TUNE_IN_REPEAT};
 
 /// Blocks of a munro, of a granule.
 const MUNRO_BLOCKS: u64 = 1 << (MUNRO_LAYER - BLOCK_LAYER);
@@ -86,6 +86,9 @@ impl Told {
         maps: bool,
     ) {
         self.news_at = None;
+        if !self.lags(news) {
+            return;
+        }
         let next = self.news.replace(news.next());
         let Some(next) = next.filter(|next| *next >= news.forgotten) else {
             self.queue.clear();
@@ -115,14 +118,28 @@ impl Told {
         self.repeat.map(|(at, _)| at)
     }
 
-    /// Whether the circle's `version` is to be told to an equal now: when it is new, and once more soon
-    /// after, for nobody acknowledges it.
+    /// The peer is told nothing of what is held here (any more).
+    pub(super) fn forget_news(&mut self) {
+        (self.news_at, self.repeat) = (None, None);
+    }
+
+    /// Whether the circle's `version` is to be told to an equal now: when it is new, once more soon
+    /// after, and again and again, for nobody acknowledges it.
     pub(super) fn circle_due(&mut self, now: Instant, version: u64) -> bool {
         if self.circle != Some(version) {
             (self.circle, self.circle_again) = (Some(version), Some(now + ANNOUNCE_REPEAT));
             return true;
         }
-        self.circle_again.take_if(|at| *at <= now).is_some()
+        let is_due = self.circle_again.is_some_and(|at| at <= now);
+        if is_due {
+            self.circle_again = Some(now + KEEP_ALIVE);
+        }
+        is_due
+    }
+
+    /// The peer is no equal (any more).
+    pub(super) fn forget_circle(&mut self) {
+        (self.circle, self.circle_again) = (None, None);
     }
 
     /// When the circle is to be told once more.
@@ -147,7 +164,7 @@ impl Told {
     }
 
     /// Whether there are changes that the peer has not been told.
-    pub(super) fn lags(&self, news: &News) -> bool {
+    fn lags(&self, news: &News) -> bool {
         self.news != Some(news.next())
     }
 

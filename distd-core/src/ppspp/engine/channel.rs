@@ -252,7 +252,7 @@ impl Channel {
 }
 
 /// How often something has happened in the current minute, this time included.
-fn count_in_minute((count, since): &mut (u32, Instant), now: Instant) -> u32 {
+pub(super) fn count_in_minute((count, since): &mut (u32, Instant), now: Instant) -> u32 {
     if now.saturating_duration_since(*since) > Duration::from_secs(60) {
         (*count, *since) = (0, now);
     }

@@ -12,7 +12,8 @@
 //! wishes for it go to the neighbour that told of that seat. What is told is a distance vector with
 //! split horizon and a small infinity (RFC 2453 §3.4): who is gone is forgotten within a few exchanges.
 //!
-//! What a reader waits for is left to near neighbours alone: every further hop would cost it time.
+//! What a reader waits for is left to near neighbours that take turns: every further hop would cost it
+//! time. Only who has nobody above and nobody near asks farther.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,7 +22,9 @@ use crate::ppspp::codec::{SEATS_MAX, Seat, SeatList};
 
 use super::channel::{ChannelIndex, Channels};
 use super::event::Class;
-use super::limits::{CIRCLE_HOPS_MAX, CLAIMS_MAX, OWNERS_MAX, SETTLING, SETTLING_MAX};
+use super::limits::{
+    CIRCLE_HOPS_MAX, CLAIMS_MAX, OWNERS_MAX, SETTLING, SETTLING_AGAIN, SETTLING_MAX,
+};
 
 /// Round trip up to which an equal is near enough to fetch what a reader waits for.
 const NEAR: Duration = Duration::from_millis(10);
@@ -31,6 +34,7 @@ const NEAR: Duration = Duration::from_millis(10);
 struct Equal {
     id: u64,
     index: ChannelIndex,
+    /// Near enough for what a reader waits for, and it takes turns.
     near: bool,
 }
 
@@ -57,6 +61,8 @@ pub(super) struct Circle {
     equals: Vec<Equal>,
     /// In the order of their lots.
     seats: Vec<Known>,
+    /// Whether somebody stands above us.
+    takes_turns: bool,
     /// Counts the changes of what others are told.
     version: u64,
     /// Since when, and until when, owners may still change with every exchange.
@@ -89,7 +95,9 @@ impl Circle {
         self.equals.clear();
         for (index, channel, id) in known {
             let rtt = channel.rtt.minimum();
-            let near = rtt <= NEAR || rtt <= least_above / 2;
+            let takes_turns = channel.circle.contains(&Seat { id, hops: 0 });
+            let is_near = rtt <= NEAR || rtt <= least_above / 2;
+            let near = is_near && takes_turns && !channel.source.is_idle(now, Class::Waited);
             self.equals.push(Equal { id, index, near });
             for told in &channel.circle {
                 let hops = told.hops.saturating_add(1);
@@ -112,15 +120,24 @@ impl Circle {
         seats.truncate(SEATS_MAX);
         let is_new = |known: &Known| self.seats.iter().all(|old| old.seat.id != known.seat.id);
         if seats.iter().any(is_new) {
-            let since = self.unsettled.filter(|(_, until)| *until > now).map_or(now, |(at, _)| at);
-            self.unsettled = Some((since, (now + SETTLING).min(since + SETTLING_MAX)));
+            self.unsettle(now);
         }
         if seats != self.seats {
             self.version += 1;
         }
-        self.seats = seats;
+        (self.seats, self.takes_turns) = (seats, takes_turns);
         self.owners.clear();
         self.claims.retain(|_, until| *until > now);
+    }
+
+    /// Who takes turns may change with every exchange now; not for longer than [`SETTLING_MAX`], and then
+    /// not again for a while: else whoever tells something new all the time would stop everybody.
+    fn unsettle(&mut self, now: Instant) {
+        let since = match self.unsettled {
+            Some((since, _)) if now < since + SETTLING_AGAIN => since,
+            _ => now,
+        };
+        self.unsettled = Some((since, (now + SETTLING).min(since + SETTLING_MAX)));
     }
 
     /// Until when owners may still change with every exchange: whoever asks the injector now may not
@@ -168,7 +185,8 @@ impl Circle {
 
     /// Whom a wish for the stretch goes to; `None` if it is our turn, or nobody's.
     pub(super) fn owner(&mut self, stretch: u64, class: Class) -> Option<Owner> {
-        if class == Class::Waited {
+        let near = self.equals.iter().any(|equal| equal.near);
+        if class == Class::Waited && (near || self.takes_turns) {
             return self.near_owner(stretch);
         }
         if let Some(owner) = self.owners.get(&stretch) {
@@ -187,15 +205,35 @@ impl Circle {
     }
 
     fn near_owner(&self, stretch: u64) -> Option<Owner> {
-        if self.claims.contains_key(&stretch) {
+        if self.takes_turns && self.claims.contains_key(&stretch) {
             return None;
         }
         let near = self.equals.iter().filter(|equal| equal.near);
         let best = near.map(|equal| (weight(equal.id, stretch), equal.index)).max()?;
-        (best.0 > weight(self.id, stretch)).then_some(Owner { index: best.1, hops: 1 })
+        let ours = self.takes_turns.then(|| weight(self.id, stretch));
+        (Some(best.0) > ours).then_some(Owner { index: best.1, hops: 1 })
     }
 
-    /// A neighbour is gone, or let us wait in vain.
+    /// A neighbour let a reader, or background work, wait in vain.
+    pub(super) fn pass_over(&mut self, now: Instant, index: ChannelIndex, class: Class) {
+        if class == Class::Waited {
+            self.equals
+                .iter_mut()
+                .filter(|equal| equal.index == index)
+                .for_each(|e| e.near = false);
+            return;
+        }
+        self.forget(index);
+        // Others may know the same seats.
+        self.unsettle(now);
+    }
+
+    /// Whether the stretch is somebody else's.
+    pub(super) fn is_others(&mut self, stretch: u64) -> bool {
+        self.owner(stretch, Class::Background).is_some()
+    }
+
+    /// A neighbour is gone.
     pub(super) fn forget(&mut self, index: ChannelIndex) {
         self.equals.retain(|equal| equal.index != index);
         let before = self.seats.len();

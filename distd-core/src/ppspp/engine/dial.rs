@@ -42,8 +42,15 @@ impl Engine {
     /// Wants a peer: it is dialled, and dialled again whenever its channel is lost.
     pub fn connect(&mut self, now: Instant, key: SwarmKey, address: SocketAddr) {
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
-        if let Some(link) = swarm.links.get_mut(&address) {
+        if let Some(link) = swarm.links.get_mut(&address).filter(|link| link.found) {
+            // It is no hearsay any more: what it says of its place counts.
             link.found = false;
+            if let Some(channel) = link.channel.and_then(|index| self.channels.get_mut(index)) {
+                channel.dialled = true;
+            }
+            swarm.turns.on_change();
+            self.mark_dirty(key);
+            return;
         }
         let known = swarm.links.contains_key(&address) || swarm.own.contains(&address);
         if known || swarm.links.len() >= LINKS_MAX {

@@ -300,6 +300,13 @@ pub enum Event {
         /// Who sent it.
         from: SocketAddr,
     },
+    /// A peer told of another one, which is dialled.
+    Found {
+        /// Where.
+        swarm: SwarmKey,
+        /// Its address.
+        address: SocketAddr,
+    },
     /// Two hashes, both validly signed, for one position: keep both as evidence.
     Fork {
         /// In which swarm.

@@ -291,9 +291,14 @@ impl Ledger {
         self.errand_count > 0
     }
 
-    /// Fetches for peers of which `offered` says of no part that somebody has it.
-    pub(super) fn hopeless_errands(&self, offered: impl Fn(u64, u64) -> bool) -> Vec<FetchId> {
-        let errands = self.fetches.iter().filter(|(_, fetch)| fetch.errand);
+    /// Fetches for peers, at least as urgent, of which `offered` says of no part that somebody has it.
+    pub(super) fn hopeless_errands(
+        &self,
+        least: Class,
+        offered: impl Fn(u64, u64) -> bool,
+    ) -> Vec<FetchId> {
+        let fetches = self.fetches.iter();
+        let errands = fetches.filter(|(_, fetch)| fetch.errand && fetch.class <= least);
         let hopeless =
             errands.filter(|(_, fetch)| !offered(fetch.blocks.start.0, fetch.blocks.end().0));
         hopeless.map(|(id, _)| *id).collect()

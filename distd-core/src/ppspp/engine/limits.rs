@@ -49,7 +49,7 @@ pub const ANNOUNCE_SPANS_MAX: usize = 192;
 pub const NEWS_MAX: usize = 1024;
 /// Announcements of newly held data wait this long for company, for each so many peers.
 pub const ANNOUNCE_DELAY: Duration = Duration::from_millis(5);
-/// See there.
+/// Peers for which announcements wait one [`ANNOUNCE_DELAY`].
 pub const ANNOUNCE_MEMBERS: usize = 8;
 /// After how long announcements are repeated: they may be lost.
 pub const ANNOUNCE_REPEAT: Duration = Duration::from_millis(150);
@@ -100,18 +100,25 @@ pub const SILENCE_BACKGROUND: Duration = Duration::from_secs(2);
 /// How long all above may be silent before what peers want of them is given up.
 pub const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
 /// Stretches remembered that readers of equals wait for; further ones are fetched without.
-pub const CLAIMS_MAX: usize = 4096;
+pub const CLAIMS_MAX: usize = 512;
 /// Peers over which a member that takes turns is known at the most.
 pub const CIRCLE_HOPS_MAX: u8 = 6;
 /// How long what an equal says of those who take turns waits for others that say it, too.
 pub const CIRCLE_DELAY: Duration = Duration::from_millis(10);
-/// CIRCLE messages of one peer that are looked at in a minute; further ones are ignored.
+/// CIRCLE messages of one peer that are looked at soon, in a minute; further ones wait for
+/// [`CIRCLE_DELAY_LONG`].
 pub const CIRCLES_PER_MINUTE: u32 = 240;
+/// How long what a peer says beyond [`CIRCLES_PER_MINUTE`] waits.
+pub const CIRCLE_DELAY_LONG: Duration = Duration::from_secs(5);
 /// How long nothing new must be heard of those who take turns before background work is asked of the
 /// injector: a few exchanges tell all of a large level.
 pub const SETTLING: Duration = Duration::from_millis(100);
 /// And how long it waits at the most.
 pub const SETTLING_MAX: Duration = Duration::from_secs(1);
+/// Only after so long does it wait again.
+pub const SETTLING_AGAIN: Duration = Duration::from_secs(10);
+/// How often the owner of a stretch may change before it is sought above.
+pub const OWNER_CHANGES_MAX: u8 = 8;
 /// Stretches of background work that are looked at for whom to ask to fetch them: 64 MiB.
 pub const LOOK_AHEAD_STRETCHES: usize = 256;
 /// How often waiting background work is looked at.
@@ -119,11 +126,11 @@ pub const TURNS_TICK: Duration = Duration::from_millis(100);
 /// Least and longest time that an equal may be without progress while a reader waits for what it
 /// fetches, before it is fetched from above.
 pub const PATIENCE_WAITED_MIN: Duration = Duration::from_millis(100);
-/// The longest.
+/// The longest time that a reader waits for an equal, or a relay, without progress.
 pub const PATIENCE_WAITED_MAX: Duration = Duration::from_secs(1);
 /// The same where nobody waits.
 pub const PATIENCE_BACKGROUND_MIN: Duration = Duration::from_millis(600);
-/// The longest.
+/// The longest time that background work waits so.
 pub const PATIENCE_BACKGROUND_MAX: Duration = Duration::from_secs(5);
 /// How long a reader waits for others' fetches at the most, whatever progress they make.
 pub const HOLD_WAITED: Duration = Duration::from_secs(2);
@@ -166,12 +173,18 @@ pub const PEX_EVERY: Duration = Duration::from_secs(60);
 pub const PEX_HEARD_WITHIN: Duration = Duration::from_secs(60);
 /// Addresses in one answer.
 pub const PEX_ADDRESSES_MAX: usize = 8;
+/// How long an address that was tried on hearsay is not tried again.
+pub const PEX_TRIED_FOR: Duration = Duration::from_secs(600);
+/// Addresses remembered to have been tried.
+pub const PEX_TRIED_MAX: usize = 512;
+/// Addresses that are tried in a minute.
+pub const PEX_PROBES_PER_MINUTE: u32 = 5;
 /// Peers found so that are wanted at the same time.
 pub const PEX_FOUND_MAX: usize = 24;
 /// Who has so many peers does not ask for others.
 pub const PEX_MEMBERS_ENOUGH: usize = 24;
 /// Datagrams in vain after which an address that was only heard of is forgotten.
-pub const PEX_TRIES: u32 = 3;
+pub const PEX_TRIES: u32 = 2;
 
 /// Trees of munros kept per swarm, 17 KiB each.
 pub const TREES_MAX: usize = 256;

@@ -7,17 +7,18 @@
 //! injector neither asks nor answers (§12.2.3), and the addresses that the user gave stay (RFC 7574
 //! 3.10.1: some connections MUST come from a trusted tracker).
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::ppspp::codec::{Message, MessageType};
 
 use super::Engine;
-use super::channel::{Channel, ChannelIndex};
-use super::event::SwarmKey;
+use super::channel::{Channel, ChannelIndex, count_in_minute};
+use super::event::{Event, SwarmKey};
 use super::limits::{
     PEX_ADDRESSES_MAX, PEX_ASK_AFTER, PEX_EVERY, PEX_FOUND_MAX, PEX_HEARD_WITHIN,
-    PEX_MEMBERS_ENOUGH,
+    PEX_MEMBERS_ENOUGH, PEX_PROBES_PER_MINUTE, PEX_TRIED_FOR, PEX_TRIED_MAX,
 };
 use super::swarm::Link;
 use super::turns::INJECTOR;
@@ -51,7 +52,8 @@ impl Exchange {
     pub(super) fn on_response(&mut self, address: SocketAddr) {
         if self.expected > 0 {
             self.expected -= 1;
-            self.found.push(address);
+            // One address has one name.
+            self.found.push(SocketAddr::new(address.ip().to_canonical(), address.port()));
         }
     }
 
@@ -101,7 +103,7 @@ impl Engine {
         let wants = std::mem::take(&mut channel.exchange.wants);
         let found = std::mem::take(&mut channel.exchange.found);
         for address in found {
-            self.on_found(now, key, address);
+            self.on_found(now, key, address, near);
         }
         let Some(swarm) = self.swarms.get(&key) else { return };
         if !wants || swarm.turns.is_injector() || !self.config.exchange.takes(near) {
@@ -132,11 +134,11 @@ impl Engine {
         }
     }
 
-    /// A peer says that another one is at this address.
-    fn on_found(&mut self, now: Instant, key: SwarmKey, address: SocketAddr) {
-        let ip = address.ip();
-        let usable = address.port() != 0 && !ip.is_multicast() && !ip.is_unspecified();
-        let near = self.config.networks.hold(ip);
+    /// A peer that is near, or not, says that another one is at this address.
+    fn on_found(&mut self, now: Instant, key: SwarmKey, address: SocketAddr, teller_is_near: bool) {
+        let near = self.config.networks.hold(address.ip());
+        // Whoever is far names nobody here, and nobody names what only this machine has.
+        let usable = is_usable(address) && (teller_is_near || !near);
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         let is_member = |index: &ChannelIndex| {
             self.channels.get(*index).is_some_and(|channel| channel.address == address)
@@ -145,10 +147,67 @@ impl Engine {
             || swarm.own.contains(&address)
             || swarm.members.iter().any(is_member);
         let found = swarm.links.values().filter(|link| link.found).count();
-        if !usable || !self.config.exchange.takes(near) || known || found >= PEX_FOUND_MAX {
-            return;
+        let wanted = usable && self.config.exchange.takes(near) && !known && found < PEX_FOUND_MAX;
+        if wanted && swarm.hearsay.may_probe(now, address) {
+            swarm.links.insert(address, Link { found: true, ..Link::default() });
+            self.queues.events.push_back(Event::Found { swarm: key, address });
+            self.dial(now, key, address);
         }
-        swarm.links.insert(address, Link { found: true, ..Link::default() });
-        self.dial(now, key, address);
+    }
+}
+
+/// Whether a peer can be at such an address at all.
+fn is_usable(address: SocketAddr) -> bool {
+    let ip = address.ip();
+    let is_special = ip.is_unspecified() || ip.is_multicast() || ip.is_loopback();
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    address.port() != 0 && !is_special && !is_broadcast
+}
+
+/// What was dialled on hearsay.
+#[derive(Debug, Default)]
+pub(super) struct Hearsay {
+    /// Addresses that were tried, and when.
+    tried: BTreeMap<SocketAddr, Instant>,
+    /// How many were in the current minute, and when it began.
+    probes: Option<(u32, Instant)>,
+}
+
+impl Hearsay {
+    /// Whether the address may be dialled now, which counts.
+    fn may_probe(&mut self, now: Instant, address: SocketAddr) -> bool {
+        self.tried.retain(|_, at| now < *at + PEX_TRIED_FOR);
+        let full = self.tried.len() >= PEX_TRIED_MAX;
+        if full || self.tried.contains_key(&address) {
+            return false;
+        }
+        let probes = self.probes.get_or_insert((0, now));
+        if count_in_minute(probes, now) > PEX_PROBES_PER_MINUTE {
+            return false;
+        }
+        self.tried.insert(address, now);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_peer_is_where_only_this_machine_or_everybody_is() {
+        for (address, usable) in [
+            ("10.0.0.5:7574", true),
+            ("[fd00::1]:7574", true),
+            ("10.0.0.5:0", false),
+            ("127.0.0.1:7574", false),
+            ("224.0.0.1:7574", false),
+            ("255.255.255.255:7574", false),
+            ("0.0.0.0:7574", false),
+            ("[::1]:7574", false),
+            ("[ff02::1]:7574", false),
+        ] {
+            assert_eq!(is_usable(address.parse().expect("an address")), usable, "{address}");
+        }
     }
 }

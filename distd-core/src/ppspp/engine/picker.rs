@@ -53,8 +53,10 @@ pub(super) fn plan(
     if (refreshed || grown) && !swarm.turns.is_flat() {
         climb_background(now, swarm, channels, &mut asked);
     }
-    if swarm.ledger.has_errands() && swarm.turns.is_cut_off(now) {
-        swarm.hopeless = hopeless_errands(swarm, channels);
+    if swarm.ledger.has_errands()
+        && let Some(least) = swarm.turns.cut_off(now)
+    {
+        swarm.hopeless = hopeless_errands(swarm, channels, least);
     }
     assign_pending(now, swarm, channels, budget, &mut asked);
     hedge(now, swarm, channels, &mut asked);
@@ -62,9 +64,9 @@ pub(super) fn plan(
     asked
 }
 
-/// What peers want fetched, nobody offers, and nobody stands above us for.
-fn hopeless_errands(swarm: &Swarm, channels: &Channels) -> Vec<FetchId> {
-    swarm.ledger.hopeless_errands(|start, end| {
+/// What peers want fetched at least as urgently, nobody offers, and nobody stands above us for.
+fn hopeless_errands(swarm: &Swarm, channels: &Channels, least: Class) -> Vec<FetchId> {
+    swarm.ledger.hopeless_errands(least, |start, end| {
         let sources = swarm.members.iter().filter_map(|index| channels.get(*index));
         sources.into_iter().any(|c| c.source.availability.first_within(start, end).is_some())
     })

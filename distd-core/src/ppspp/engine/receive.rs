@@ -14,12 +14,12 @@ use super::channel::{Channel, ChannelIndex};
 use super::event::{Class, DownReason, Event, HashId, HashRequest};
 use super::interval::IntervalSet;
 use super::limits::{
-    AVAILABILITY_SPANS_MAX, AWAITED_BLOCKS_MAX, AWAITED_SPANS_MAX, ERRAND_MAX, MISSES_MAX,
-    PLACES_MAX, STRAYS_MAX,
+    AVAILABILITY_SPANS_MAX, AWAITED_BLOCKS_MAX, AWAITED_SPANS_MAX, ERRAND_MAX, HOLD_WAITED,
+    MISSES_MAX, PLACES_MAX, STRAYS_MAX,
 };
 use super::source::Arrival;
 use super::swarm::Swarm;
-use super::turns::{Piece, Place};
+use super::turns::{Piece, Place, stretch_of};
 
 /// Runs to be hashed.
 #[derive(Debug, Default)]
@@ -122,13 +122,12 @@ impl Receive<'_> {
 
     /// The peer says who of its level takes turns.
     fn on_circle(&mut self, seats: Seats<'_>) {
-        if seats.iter().eq(self.channel.circle.iter().copied())
-            || !self.channel.may_tell_circle(self.now)
-        {
+        if seats.iter().eq(self.channel.circle.iter().copied()) {
             return;
         }
         self.channel.circle = seats.iter().collect();
-        self.swarm.turns.on_circle(self.now);
+        let is_frequent = !self.channel.may_tell_circle(self.now);
+        self.swarm.turns.on_circle(self.now, is_frequent);
         self.swarm.dirty = true;
     }
 
@@ -374,7 +373,9 @@ impl Receive<'_> {
             return;
         }
         known.insert(start, end);
-        self.channel.source.on_progress(self.now);
+        if !self.swarm.held.contains(start, end) {
+            self.channel.source.on_progress(self.now);
+        }
         self.channel.source.dry = 0;
         self.channel.source.sought = None;
         self.swarm.on_small_news();
@@ -418,16 +419,25 @@ impl Receive<'_> {
         let ours = self.swarm.turns.place.level;
         let level = self.channel.level(ours);
         let is_above = level.is_some_and(|level| level < ours);
+        let is_equal = level == Some(ours);
+        let is_stuck = is_equal && class == Class::Waited && self.swarm.turns.has_nobody_above();
         let nobody = self.swarm.links.values().all(|link| link.found)
             && !self.swarm.turns.circle.has_others();
-        let mut room =
-            if nobody || is_above { 0 } else { AWAITED_BLOCKS_MAX.saturating_sub(awaited.count()) };
+        let mut room = if nobody || is_above || is_stuck {
+            0
+        } else {
+            AWAITED_BLOCKS_MAX.saturating_sub(awaited.count())
+        };
         for (start, end) in lacking.iter() {
             let awaited = &mut self.channel.source.awaited;
             let known: u64 = awaited.iter_within(start, end).map(|(from, to)| to - from).sum();
             let new = end - start - known;
             let piece = Piece { start, end, hops: hops - 1 };
-            if new > room || !self.swarm.ledger.insert_errand(piece, class, deadline) {
+            // Who may ask nobody else fetches nothing that is another's turn.
+            let is_others =
+                is_equal && hops == 1 && self.swarm.turns.circle.is_others(stretch_of(start));
+            let refuses = new > room || is_others;
+            if refuses || !self.swarm.ledger.insert_errand(piece, class, deadline) {
                 let mut refused = IntervalSet::default();
                 refused.insert(start, end);
                 awaited.iter_within(start, end).for_each(|(from, to)| refused.remove(from, to));
@@ -439,8 +449,9 @@ impl Receive<'_> {
             if class == Class::Waited {
                 self.channel.source.awaited_by_readers.insert(start, end);
             }
-            if level == Some(ours) && class == Class::Waited {
-                self.swarm.turns.claim(start, end, deadline);
+            if is_equal && class == Class::Waited {
+                let until = deadline.min(self.now + HOLD_WAITED);
+                self.swarm.turns.claim(start, end, until);
             }
         }
         // What is held and was not said for lack of room is not denied.

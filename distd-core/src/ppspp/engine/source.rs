@@ -471,7 +471,9 @@ impl Source {
     pub(super) fn on_have(&mut self, start: u64, end: u64) {
         self.end_awaiting(start, end);
         if self.wished.first_within(start, end).is_some() {
-            self.passed_over = Default::default();
+            for (until, times) in &mut self.passed_over {
+                (*until, *times) = (None, times.saturating_sub(1));
+            }
         }
         self.wished.remove(start, end);
     }

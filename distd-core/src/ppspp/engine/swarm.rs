@@ -17,6 +17,7 @@ use super::event::{DownReason, FetchId, SwarmCounters, SwarmKey};
 use super::fetch::Ledger;
 use super::interval::IntervalSet;
 use super::limits::TREES_MAX;
+use super::pex::Hearsay;
 use super::turns::{Place, Turns};
 
 /// A peer that is wanted: dialled again whenever its channel is lost.
@@ -62,6 +63,8 @@ pub(super) struct Swarm {
     pub(super) hopeless: Vec<FetchId>,
     /// Runs that nobody had may have a source.
     pub(super) unpark: bool,
+    /// The version of the circle that equals are being told.
+    pub(super) circle_told: u64,
     /// A newer munro is to be passed on.
     pub(super) spread: bool,
     /// The member that is first in the next distribution of background work.
@@ -70,6 +73,8 @@ pub(super) struct Swarm {
     pub(super) turns: Turns,
     /// Channels whose place was told.
     pub(super) placed: Vec<ChannelIndex>,
+    /// What was dialled on hearsay.
+    pub(super) hearsay: Hearsay,
     /// Addresses under which we reach ourselves.
     pub(super) own: BTreeSet<SocketAddr>,
     pub(super) armed: Option<Instant>,
@@ -100,10 +105,12 @@ impl Swarm {
             dirty_later: false,
             hopeless: Vec::new(),
             unpark: false,
+            circle_told: 0,
             spread: false,
             rotor: 0,
             turns: Turns::new(place),
             placed: Vec::new(),
+            hearsay: Hearsay::default(),
             own: BTreeSet::new(),
             armed: None,
         }

@@ -57,10 +57,10 @@ impl Engine {
             .sum();
         let mut budget = self.config.receive_bytes_max.saturating_sub(outstanding);
         let told = if std::mem::take(&mut swarm.spread) { members.clone() } else { Vec::new() };
-        let version = swarm.turns.circle.version();
         let asked = plan(now, swarm, &mut self.channels, &mut budget);
-        let told =
-            if swarm.turns.circle.version() == version { told } else { swarm.members.clone() };
+        let version = swarm.turns.circle.version();
+        let is_new = std::mem::replace(&mut swarm.circle_told, version) != version;
+        let told = if is_new { swarm.members.clone() } else { told };
         let hopeless = std::mem::take(&mut swarm.hopeless);
         if let Some(at) = swarm.turns.tick_at.take() {
             self.timers.arm(Timer::Swarm(key), at, &mut swarm.armed);
@@ -104,7 +104,9 @@ impl Engine {
         let is_equal =
             channel.level(level) == Some(level) && channel.understands(MessageType::Circle);
         let circle = &swarm.turns.circle;
-        if channel.served && is_equal && (channel.told.circle_due(now, circle.version()) || due) {
+        if !(channel.served && is_equal) {
+            channel.told.forget_circle();
+        } else if channel.told.circle_due(now, circle.version()) {
             writer.push(&Message::Circle(circle.told_to(index).as_seats()));
         }
         if channel.ask_for_peers_at(swarm.members.len()).is_some_and(|at| at <= now) {
@@ -123,10 +125,12 @@ impl Engine {
             let (held, news) = (&swarm.held, &swarm.news);
             let has = &channel.source.availability;
             channel.told.repeat(now, held, news, has);
-            if channel.told.lags(news) && channel.told.news_at.is_none_or(|at| at <= now) {
+            if channel.told.news_at.is_none_or(|at| at <= now) {
                 let maps = channel.messages.contains(MessageType::HaveMap);
                 channel.told.catch_up(now, held, news, has, maps);
             }
+        } else {
+            channel.told.forget_news();
         }
         for _ in 0..ANNOUNCEMENTS {
             match channel.told.queue.pop_front() {

@@ -22,9 +22,9 @@ use super::channel::{Channel, ChannelIndex, Channels};
 use super::circle::{Circle, Owner, weight};
 use super::event::{Class, Role};
 use super::limits::{
-    CIRCLE_DELAY, CUT_OFF_AFTER, HOLD_BACKGROUND, HOLD_BACKGROUND_MAX, HOLD_WAITED,
-    LOOK_AHEAD_STRETCHES, PATIENCE_BACKGROUND_MAX, PATIENCE_BACKGROUND_MIN, PATIENCE_WAITED_MAX,
-    PATIENCE_WAITED_MIN, TURNS_TICK,
+    CIRCLE_DELAY, CIRCLE_DELAY_LONG, CUT_OFF_AFTER, HOLD_BACKGROUND, HOLD_BACKGROUND_MAX,
+    HOLD_WAITED, LOOK_AHEAD_STRETCHES, OWNER_CHANGES_MAX, PATIENCE_BACKGROUND_MAX,
+    PATIENCE_BACKGROUND_MIN, PATIENCE_WAITED_MAX, PATIENCE_WAITED_MIN, TURNS_TICK,
 };
 use super::source::Ask;
 
@@ -82,6 +82,8 @@ pub(super) struct Climb {
     rung: usize,
     since: Instant,
     asked: Option<Asked>,
+    /// How often its owner has changed while it was waited for.
+    changes: u8,
 }
 
 /// A member that was asked to fetch something.
@@ -104,7 +106,7 @@ impl Asked {
 
 impl Climb {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { rung: 0, since: now, asked: None }
+        Self { rung: 0, since: now, asked: None, changes: 0 }
     }
 
     /// `index` does not fetch it: the next rung.
@@ -174,6 +176,8 @@ pub(super) struct Turns {
     pub(super) tick_at: Option<Instant>,
     /// When members are looked at next.
     look_at: Option<Instant>,
+    /// When what equals said of those who take turns is looked at.
+    told_at: Option<Instant>,
     /// Since when nobody above answers.
     cut_off: Option<Instant>,
     /// Background work waits for others.
@@ -192,21 +196,22 @@ impl Turns {
             epoch: 1,
             tick_at: None,
             look_at: None,
+            told_at: None,
             cut_off: None,
             waiting: false,
         }
     }
 
-    /// Members, their places or what they are about to do have changed.
+    /// Members or their places have changed.
     pub(super) fn on_change(&mut self) {
         self.look_at = None;
     }
 
     /// An equal says who takes turns: looked at soon, for others will say it, too.
-    pub(super) fn on_circle(&mut self, now: Instant) {
-        let soon = now + CIRCLE_DELAY;
-        self.look_at = self.look_at.map(|at| at.min(soon));
-        self.tick(soon);
+    pub(super) fn on_circle(&mut self, now: Instant, is_frequent: bool) {
+        let at = now + if is_frequent { CIRCLE_DELAY_LONG } else { CIRCLE_DELAY };
+        self.told_at = Some(self.told_at.map_or(at, |told_at| told_at.min(at)));
+        self.tick(at);
     }
 
     /// Looks at the members anew, if they have changed or some time has passed; whether it did.
@@ -224,13 +229,13 @@ impl Turns {
         let ended = self.greeting.is_some() && self.greeting != greeting
             || self.settling.is_some() && settling.is_none();
         (self.greeting, self.settling) = (greeting, settling);
-        if let Some(next) = self.look_at.filter(|at| now < *at && !ended) {
-            if self.waiting {
-                self.tick(next);
-            }
+        let told = self.told_at.is_some_and(|at| at <= now);
+        if let Some(next) = self.look_at.filter(|at| now < *at && !ended && !told) {
+            let wakes = [self.waiting.then_some(next), self.told_at, self.settling];
+            wakes.into_iter().flatten().for_each(|at| self.tick(at));
             return false;
         }
-        self.look_at = Some(now + TURNS_TICK);
+        (self.look_at, self.told_at) = (Some(now + TURNS_TICK), None);
         self.epoch += 1;
         self.tiers.clear();
         let mut equals = Vec::new();
@@ -247,7 +252,7 @@ impl Turns {
                 above.entry(level).or_default().push((place.id, *index));
                 least_above = least_above.min(channel.rtt.minimum());
             } else if level == self.place.level
-                && !channel.source.is_idle(now, Class::Waited)
+                && !channel.source.is_idle(now, Class::Background)
                 && !channel.source.is_silent()
             {
                 equals.push(*index);
@@ -260,19 +265,25 @@ impl Turns {
         if let Some(at) = self.settling {
             self.tick(at);
         }
-        let is_cut_off = self.tiers.is_empty() && !self.circle.has_others();
-        self.cut_off = is_cut_off.then(|| self.cut_off.unwrap_or(now));
+        self.cut_off = self.tiers.is_empty().then(|| self.cut_off.unwrap_or(now));
         true
     }
 
-    /// Whether nobody stands above us who could have what nobody here has. Who is silent or gone may
-    /// come back soon: it gets some time.
-    pub(super) fn is_cut_off(&mut self, now: Instant) -> bool {
-        let Some(until) = self.cut_off.map(|at| at + CUT_OFF_AFTER) else { return false };
+    /// What is given up because nobody stands above us who could have what nobody here has: what
+    /// readers wait for, and background work too unless equals can get it. Who is silent or gone may come
+    /// back soon: it gets some time.
+    pub(super) fn cut_off(&mut self, now: Instant) -> Option<Class> {
+        let until = self.cut_off.map(|at| at + CUT_OFF_AFTER)?;
         if until > now {
             self.tick(until);
         }
-        until <= now && self.greeting.is_none()
+        let least = if self.circle.has_others() { Class::Waited } else { Class::Background };
+        (until <= now && self.greeting.is_none()).then_some(least)
+    }
+
+    /// Whether nobody stands above us.
+    pub(super) fn has_nobody_above(&self) -> bool {
+        self.tiers.is_empty()
     }
 
     /// Whether we publish the log.
@@ -326,15 +337,19 @@ impl Turns {
 
     /// Whether who was asked, if it is an equal, owns the stretch as we see it now; it is to blame for
     /// nothing if not.
-    fn is_owner_still(&mut self, stretch: u64, class: Class, of: &mut Option<Asked>) -> bool {
+    fn is_owner_still(&mut self, stretch: u64, class: Class, climb: &mut Climb) -> bool {
         let version = self.circle.version();
-        let Some(asked) = of else { return false };
+        let Some(asked) = &mut climb.asked else { return false };
         if asked.is_above() || class == Class::Waited || asked.version == version {
             return true;
         }
         let owner = self.circle.owner(stretch, class);
         if owner.is_none_or(|owner| owner.index != asked.index) {
-            *of = None;
+            climb.asked = None;
+            climb.changes += 1;
+            if climb.changes > OWNER_CHANGES_MAX {
+                (climb.rung, climb.changes) = (climb.rung.max(1), 0);
+            }
             return false;
         }
         asked.version = version;
@@ -353,7 +368,7 @@ impl Turns {
         let Want { stretch, class, hops } = want;
         loop {
             if let Some(asked) = climb.asked {
-                if !self.is_owner_still(stretch, class, &mut climb.asked) {
+                if !self.is_owner_still(stretch, class, climb) {
                     continue;
                 }
                 if asked.is_above() && (1..=climb.rung.max(1)).any(&offers) {
@@ -518,7 +533,11 @@ impl Turns {
             idle
         });
         if idle {
-            self.circle.forget(asked.index);
+            self.circle.pass_over(now, asked.index, class);
+            if class == Class::Background {
+                self.settling = self.circle.settles_at(now);
+                self.on_change();
+            }
             self.epoch += 1;
         }
         idle
@@ -627,7 +646,7 @@ impl Turns {
         self.circle.forget(index);
         self.tiers.iter_mut().for_each(|(_, members)| members.retain(|(_, i)| *i != index));
         self.tiers.retain(|(_, members)| !members.is_empty());
-        if self.tiers.is_empty() && !self.circle.has_others() {
+        if self.tiers.is_empty() {
             self.cut_off.get_or_insert(now);
         }
         for climb in self.climbs.values_mut() {
@@ -651,7 +670,8 @@ pub(super) fn pieces(Piece { start, end, hops }: Piece) -> impl Iterator<Item = 
     })
 }
 
-/// How many peers a wish for something that they lack may pass: an equal and a level above, four times.
+/// How many peers a wish for something that they lack may pass: a circle's farthest seat and a level
+/// above.
 pub(super) const HOPS: u8 = 8;
 
 #[cfg(test)]

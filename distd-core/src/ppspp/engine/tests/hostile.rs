@@ -8,7 +8,8 @@ use rand::Rng;
 
 use crate::keys::OriginKey;
 use crate::ppspp::codec::{
-    ChannelId, Encoder, Handshake, HashFunction, Message, Options, WireClass, WireProfile, decode,
+    ChannelId, Encoder, Handshake, HashFunction, Message, Options, Seat, SeatList, WireClass,
+    WireProfile, decode,
 };
 use crate::ppspp::engine::limits::{
     AWAITED_BLOCKS_MAX, ERRANDS_MAX, HALF_OPEN_MAX, PLACES_MAX, STRAYS_MAX,
@@ -70,6 +71,58 @@ impl Stranger {
         }
         let to = net.nodes[at].address;
         net.inject(self.address, to, &datagram);
+    }
+}
+
+#[test]
+fn false_seats_and_wishes_that_may_not_be_passed_on_cost_the_origin_little() {
+    let log = Log::new(4);
+    let mut net = Net::new(77, FINE);
+    let origin = net.add_origin(&log);
+    let nodes: Vec<usize> = (0..6).map(|_| net.add(&log, None)).collect();
+    for node in &nodes {
+        for other in nodes.iter().chain([&origin]) {
+            net.connect(*node, *other);
+        }
+    }
+    net.run_for(Duration::from_millis(300));
+    let mut liars = Vec::new();
+    for node in &nodes {
+        liars.push((*node, Stranger::open_at(&mut net, *node, "10.9.9.9:9".parse().expect("one"))));
+    }
+    let place = Message::Place { id: 5, level: 255 };
+    let everything = ChunkRange::new(0, 4096).expect("not empty");
+    let wish = Message::Want {
+        chunks: everything,
+        class: WireClass::Background,
+        deadline_ms: 60_000,
+        hops: 1,
+    };
+    let say = |net: &mut Net, round: u64| {
+        let seats = (0..4).map(|i| Seat { id: 1000 * round + i, hops: 1 });
+        let seats = SeatList::from_iter([Seat { id: 5, hops: 0 }].into_iter().chain(seats));
+        for (node, liar) in &liars {
+            liar.say(net, *node, &[place, Message::Circle(seats.as_seats()), wish]);
+        }
+    };
+    say(&mut net, 1);
+    net.run_for(Duration::from_secs(1));
+    let sent =
+        |net: &Net| net.nodes[origin].engine.counters(net.nodes[origin].swarm).data_sent_bytes;
+    // What it asks of everybody each fetches as far as it is its own turn.
+    let bytes = log.blocks().byte_len();
+    assert!(sent(&net) <= bytes + bytes / 4, "{} of {bytes}", sent(&net));
+    let now = net.now;
+    let fetches: Vec<_> = nodes
+        .iter()
+        .map(|node| (*node, net.nodes[*node].fetch(now, log.blocks(), Class::Background)))
+        .collect();
+    for round in 2..60 {
+        say(&mut net, round);
+        net.run_for(Duration::from_millis(500));
+    }
+    for (node, fetch) in fetches {
+        assert_eq!(net.nodes[node].outcome(fetch), Some(true), "{node}");
     }
 }
 

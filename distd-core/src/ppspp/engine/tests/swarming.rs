@@ -109,6 +109,53 @@ fn a_large_level_costs_one_copy_though_nobody_knows_many() {
 }
 
 #[test]
+fn who_has_nobody_above_reads_by_its_equals() {
+    let log = Log::new(4);
+    let mut net = Net::new(50, FINE);
+    let origin = net.add_origin(&log);
+    let (lucky, cut_off) = (net.add(&log, None), net.add(&log, None));
+    let nowhere = net.add(&log, None);
+    net.nodes[nowhere].dead = true;
+    net.connect(lucky, origin);
+    net.connect(cut_off, nowhere);
+    net.connect(cut_off, lucky);
+    net.run_for(Duration::from_millis(500));
+    for read in 0..64u64 {
+        for (node, block) in [(cut_off, read * 16), (lucky, read * 16 + 7)] {
+            let fetch = net.nodes[node].fetch(net.now, blocks(block, 1), Class::Waited);
+            let took = net.run_until_fetched(node, fetch);
+            assert!(took < Duration::from_millis(300), "read {read} of {node}: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn an_owner_that_dies_leaves_its_turn_to_others_far_away() {
+    let log = Log::new(8);
+    let mut net = Net::new(51, FINE);
+    let origin = net.add_origin(&log);
+    net.nodes[origin].up = Some(Line::new(THIN, net.now));
+    // A line: each knows its neighbours alone.
+    let nodes: Vec<usize> = (0..6).map(|_| net.add(&log, None)).collect();
+    for pair in nodes.windows(2) {
+        net.connect(pair[1], pair[0]);
+    }
+    for node in &nodes {
+        net.connect(*node, origin);
+        net.nodes[*node].keep_runs = false;
+    }
+    let fetches = fetch_all(&mut net, &log, &nodes);
+    net.run_for(Duration::from_millis(300));
+    net.nodes[nodes[5]].dead = true;
+    for (node, fetch) in &fetches[..5] {
+        net.run_until_fetched(*node, *fetch);
+    }
+    let (took, copies) = (net.now - net.start, copies(&net, &log, origin));
+    assert!(copies <= 1.7, "{copies} copies in {took:?}");
+    assert!(took < Duration::from_secs(12), "{took:?}");
+}
+
+#[test]
 fn a_late_comer_gets_everything_from_its_equals() {
     let log = Log::new(4);
     let (mut net, origin, nodes) = swarm(5, &log, 3, FINE);

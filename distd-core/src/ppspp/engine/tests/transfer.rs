@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::ppspp::engine::{Class, DownReason, Event, FetchError};
+use crate::ppspp::engine::{Class, DownReason, Event, FetchError, Role};
 use crate::sim::{FINE, Log, Net, Weather};
 use crate::unit::{BlockIndex, BlockRange};
 
@@ -237,6 +237,38 @@ fn a_fetch_that_waits_is_served_as_soon_as_somebody_has_it() {
     net.nodes[peer].store(now, blocks(28, 8));
     let took = net.run_until_fetched(node, fetch);
     assert!(took < Duration::from_millis(40), "{took:?}");
+}
+
+#[test]
+fn who_has_nothing_to_do_rests() {
+    let log = Log::new(2);
+    let mut net = Net::new(17, FINE);
+    let origin = net.add_origin(&log);
+    let relays = [(); 3].map(|()| net.add_as(&log, None, Role::Relay));
+    let nodes = [(); 4].map(|()| net.add(&log, None));
+    // Relays that boot together stand beside each other before they stand below each other.
+    for pair in relays.windows(2) {
+        net.connect(pair[1], pair[0]);
+    }
+    net.run_for(Duration::from_millis(60));
+    net.connect(relays[0], origin);
+    for node in nodes {
+        net.connect(node, origin);
+        net.connect(node, relays[2]);
+        net.connect(node, nodes[0]);
+    }
+    let fetch = net.nodes[nodes[0]].fetch(net.now, log.blocks(), Class::Background);
+    net.run_until_fetched(nodes[0], fetch);
+    for step in 1..3 {
+        let (now, swarm) = (net.now, net.nodes[origin].swarm);
+        let end = BlockRange::new(log.blocks().start, 0);
+        net.nodes[origin].engine.publish(now, swarm, log.heartbeat(step), end);
+        net.run_for(Duration::from_secs(5));
+        let before = net.steps;
+        net.run_for(Duration::from_secs(50));
+        let steps = net.steps - before;
+        assert!(steps < 2000, "{steps} in 50 s, by 8 members and about 16 channels");
+    }
 }
 
 // Shows C12 (RFC 7574 3.1.1).
