@@ -76,8 +76,11 @@ impl FromIterator<Seat> for SeatList {
     /// Takes the first [`SEATS_MAX`].
     fn from_iter<I: IntoIterator<Item = Seat>>(seats: I) -> Self {
         let seat = |Seat { id, hops }: Seat| {
-            let [a, b, c, d, e, f, g, h] = id.to_be_bytes();
-            [a, b, c, d, e, f, g, h, hops]
+            let mut bytes = [0; SEAT_BYTES];
+            if let Some((head, [last])) = bytes.split_first_chunk_mut() {
+                (*head, *last) = (id.to_be_bytes(), hops);
+            }
+            bytes
         };
         Self(seats.into_iter().take(SEATS_MAX).map(seat).collect())
     }

@@ -107,7 +107,7 @@ fn the_extensions_are_as_documented() {
     let map = Message::HaveMap { munro: MunroIndex(5), granules: (1 << 63) | 1 };
     let place = Message::Place { id: 0x0102, level: 255 };
     let seats = [Seat { id: 0x0102, hops: 0 }, Seat { id: 3, hops: 4 }];
-    let seats = SeatList::from_iter(seats);
+    let seats: SeatList = seats.into_iter().collect();
     let circle = Message::Circle(seats.as_seats());
     let bytes = datagram(7, &live, &[want, miss, map, place, circle]);
     let range = [0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 7];

@@ -100,7 +100,7 @@ fn false_seats_and_wishes_that_may_not_be_passed_on_cost_the_origin_little() {
     };
     let say = |net: &mut Net, round: u64| {
         let seats = (0..4).map(|i| Seat { id: 1000 * round + i, hops: 1 });
-        let seats = SeatList::from_iter([Seat { id: 5, hops: 0 }].into_iter().chain(seats));
+        let seats: SeatList = [Seat { id: 5, hops: 0 }].into_iter().chain(seats).collect();
         for (node, liar) in &liars {
             liar.say(net, *node, &[place, Message::Circle(seats.as_seats()), wish]);
         }
