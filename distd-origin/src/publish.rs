@@ -1,5 +1,6 @@
 //! Publishing: a tree becomes a release, or nothing happens at all.
 
+mod embedded;
 mod error;
 mod hints;
 mod image;
@@ -34,6 +35,7 @@ use crate::seal::{Statement, moved, now, seal, signing_time};
 use crate::stat_cache::{KnownContent, StatCache};
 
 pub use crate::frames::maker::{LEVEL_DEFAULT, LEVEL_MAX};
+pub use embedded::EmbeddedImage;
 pub use error::PublishError;
 pub use report::{Exposed, PublishReport, Step};
 
@@ -220,6 +222,7 @@ impl Publication<'_> {
         };
         let mut new_image = None;
         if report.changed {
+            report.embedded = embedded::look(self.source);
             let image = image::write(&tree, &layout.root, &tables, &mut target, &mut report)?;
             let plain = Plain { munro: plain_munro, image };
             new_image = plain.new_image();

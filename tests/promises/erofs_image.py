@@ -79,4 +79,5 @@ def successive_images_share_what_did_not_change(world):
     tree.incompressible(source / "file3", 4 * tree.MIB, seed=99)
     world.publish(source, "v2")
     told = world.publish(exported(world, "v2", "image.erofs"), "i2", "image")
+    assert told["embedded"] == {"files": 8, "compressed_files": 0, "inline_bytes": 0}, told
     assert facts.new_bytes(told) < tree.MIB, told

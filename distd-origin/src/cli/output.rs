@@ -276,6 +276,9 @@ fn publish_text(report: &PublishReport, verbose: u8) -> String {
     ] {
         let _ = writeln!(text, "  {label:13} {bytes:>14} bytes ({})", HumanBytes(bytes));
     }
+    if let Some(embedded) = &report.embedded {
+        let _ = writeln!(text, "  {}", embedded.text());
+    }
     if let Some(why) = &report.no_image {
         let _ = writeln!(text, "  no EROFS image, FUSE shows each file of it: {why}");
     }

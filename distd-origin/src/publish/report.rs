@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::embedded::EmbeddedImage;
 use crate::cost::UpdateCost;
 use crate::scan::{DirectoryIndex, Scan, ScannedKind};
 
@@ -52,6 +53,8 @@ pub struct PublishReport {
     pub metadata_bytes: u64,
     /// Bytes of the release's EROFS image, new in the log or not; 0 if it has none.
     pub image_bytes: u64,
+    /// What the source is, if it is one file and that an EROFS image.
+    pub embedded: Option<EmbeddedImage>,
     /// Why the release has no EROFS image.
     pub no_image: Option<String>,
     /// Bytes of frames that are new in the log.
