@@ -73,8 +73,8 @@ pub const FRAME_LAYER_MIN: u32 = 4;
 pub const FRAME_BASE_BLOCKS_MAX: u64 = 256;
 /// Extents of one delta frame's base.
 pub const FRAME_BASE_EXTENTS_MAX: usize = 64;
-/// Control stream of one delta frame, decoded, in bytes.
-pub const FRAME_CONTROL_BYTES_MAX: usize = 64 << 10;
+/// Operations of one delta frame.
+pub const FRAME_OPERATIONS_MAX: usize = 16 << 10;
 /// One munro's record in a frame index, in bytes.
 pub const FRAME_RECORD_BYTES_MAX: u64 = 64 << 10;
 /// Runs of blocks that files outside of the cache may be lent as, about 48 bytes each: more are not used.

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use distd_core::frame::{
-    DeltaStreams, EpochItem, EpochList, FrameEntry, IndexEntry, MunroFrames, encode_delta,
+    EpochItem, EpochList, FrameEncoder, FrameEntry, IndexEntry, MunroFrames, Operation,
 };
 use distd_core::head::{Head, Previous, Section, Sections};
 use distd_core::keys::{NtpTime, OriginKey};
@@ -236,12 +236,12 @@ fn a_read_without_any_peer_ends_by_its_deadline_and_a_late_origin_is_found() {
 /// A delta frame of a quarter of a munro against its base, a byte of each block changed by
 /// `change`.
 fn delta(bin: Bin, change: u8) -> Vec<u8> {
-    let mut streams = DeltaStreams::default();
-    streams.push(0, bin.byte_len(), 0);
-    for block in 0..bin.byte_len() / BLOCK_BYTES {
-        streams.change(if block == 0 { 0 } else { BLOCK_BYTES - 1 }, change);
-    }
-    encode_delta(&mut zstd::zstd_safe::CCtx::create(), bin, &streams, None, 3)
+    let (quarter, len) = (bin.offset() as usize % 4, bin.byte_len() as usize);
+    let base = &content(256, 1)[quarter * len..][..len];
+    let mut new = base.to_vec();
+    new.iter_mut().step_by(BLOCK_BYTES as usize).for_each(|byte| *byte = byte.wrapping_add(change));
+    let copy = Operation { copied: len, ..Operation::default() };
+    FrameEncoder::new().delta(bin, &[copy], &new, base, 3).expect("sound")
 }
 
 /// Writes frames of the munro of `content` with their index; where the list of epochs lies.

@@ -2,20 +2,20 @@
 
 use zstd::zstd_safe::DCtx;
 
-use crate::limits::FRAME_CONTROL_BYTES_MAX;
 use crate::unit::Bin;
 
 use super::FrameEntry;
 use super::bytes::Reader;
-use super::layout::{CARRY, DELTA, FULL, PREFIX, STREAMS, WORDS};
-use super::rebuild::{self, Units, rebuild};
-use super::words::Words;
+use super::coder::RangeDecoder;
+use super::layout::{DELTA, DELTA_PREFIX, FULL};
+use super::operations::Models;
 
 /// Decodes frames one after the other; keep one a thread, it holds the decompressor's tables and those
-/// of the guesses.
+/// of the models.
 pub struct FrameDecoder {
     context: DCtx<'static>,
-    words: Words,
+    /// Made when the first delta frame comes.
+    models: Option<Models>,
 }
 
 /// A frame that cannot be decoded. Whoever signed the log made it so: asking another peer for the
@@ -65,36 +65,23 @@ pub enum FrameFault {
     /// The header ends too early or has impossible numbers.
     #[error("its header is cut off or damaged")]
     Header,
-    /// A stream that says that it is longer than anything in the frame could be.
-    #[error("stream {stream} declares {declared} bytes, at most {max} are possible")]
-    Stream {
-        /// Which.
-        stream: usize,
-        /// What it says.
+    /// Literals that say that they are longer than anything in the frame could be.
+    #[error("its literals declare {declared} bytes, at most {max} are possible")]
+    Literals {
+        /// What they say.
         declared: u64,
         /// The bound.
         max: u64,
     },
-    /// A compressed stream that does not decode to what is declared.
-    #[error("stream {stream} does not decode to its declared length")]
-    Compression {
-        /// Which; 0 for a full frame.
-        stream: usize,
-    },
-    /// Control numbers beyond the base, the literals or the bin.
+    /// Compressed content or literals that do not decode to what is declared.
+    #[error("what is compressed in it does not decode to its declared length")]
+    Compression,
+    /// Operations beyond the bases, the literals or the bin, or too many.
     #[error("its operations leave the base or the run")]
-    Control,
-    /// Changes behind the last copied byte.
-    #[error("its changes lie behind what was copied")]
-    Changes,
-    /// The streams make fewer bytes than the bin has.
-    #[error("it makes {found} bytes, expected {expected}")]
-    Short {
-        /// Bytes of the bin.
-        expected: u64,
-        /// Bytes made.
-        found: usize,
-    },
+    Operations,
+    /// Operations that end before the frame or behind it.
+    #[error("its operations are cut off, or end before it does")]
+    Coded,
 }
 
 impl Default for FrameDecoder {
@@ -106,7 +93,7 @@ impl Default for FrameDecoder {
 impl FrameDecoder {
     /// A decoder.
     pub fn new() -> Self {
-        Self { context: DCtx::create(), words: Words::default() }
+        Self { context: DCtx::create(), models: None }
     }
 
     /// The bytes of `entry.bin`, from the bytes of `entry.range` and those of `entry.bases`, one
@@ -146,112 +133,69 @@ impl FrameDecoder {
         }
         if kind == FULL && entry.bases.is_empty() {
             let mut out = vec![0; len];
-            self.unpack(0, reader.rest(), &mut out)?;
+            self.unpack(reader.rest(), &mut out)?;
             return Ok(out);
         }
-        let known = DELTA | PREFIX | CARRY | WORDS;
-        if kind & DELTA == 0
-            || kind & !known != 0
-            || kind & (CARRY | WORDS) == CARRY | WORDS
-            || entry.bases.is_empty()
-        {
+        if (kind != DELTA && kind != DELTA_PREFIX) || entry.bases.is_empty() {
             return Err(FrameFault::Kind { found: kind });
         }
-        let [control, gaps, values, literals] = Stream::read_all(&mut reader, len)?;
-        let control = self.stream(0, &control)?;
-        let gaps = self.stream(1, &gaps)?;
-        let values = self.stream(2, &values)?;
-        let literals = if kind & PREFIX != 0 && literals.plain != literals.packed.len() {
-            unpack_behind(bases, &literals)?
-        } else {
-            self.stream(3, &literals)?
-        };
-        let units = match kind & (CARRY | WORDS) {
-            0 => Units::Bytes,
-            CARRY => Units::Carrying,
+        let literals = Literals::read(&mut reader, len)?;
+        let literals = match literals.packed.len() {
+            stored if stored == literals.plain => literals.packed.to_vec(),
+            _ if kind == DELTA_PREFIX => unpack_behind(bases, &literals)?,
             _ => {
-                self.words.clear();
-                Units::Words(&mut self.words)
+                let mut plain = vec![0; literals.plain];
+                self.unpack(literals.packed, &mut plain)?;
+                plain
             }
         };
-        let streams = rebuild::Streams {
-            control: &control,
-            gaps: &gaps,
-            values: &values,
-            literals: &literals,
-        };
-        rebuild(len, &streams, bases, units)
-    }
-
-    fn stream(&mut self, index: usize, stream: &Stream<'_>) -> Result<Vec<u8>, FrameFault> {
-        if stream.plain == stream.packed.len() {
-            return Ok(stream.packed.to_vec());
-        }
-        let mut out = vec![0; stream.plain];
-        self.unpack(index, stream.packed, &mut out)?;
-        Ok(out)
+        let mut out = vec![0; len];
+        let mut coder = RangeDecoder::new(reader.rest());
+        let models = self.models.get_or_insert_default();
+        models.code(&mut coder, &[], &literals, bases, &mut out)?;
+        if coder.is_at_end() { Ok(out) } else { Err(FrameFault::Coded) }
     }
 
     /// Decompresses in one go into `out`, which bounds window, memory and output alike.
-    fn unpack(&mut self, stream: usize, packed: &[u8], out: &mut [u8]) -> Result<(), FrameFault> {
+    fn unpack(&mut self, packed: &[u8], out: &mut [u8]) -> Result<(), FrameFault> {
         match self.context.decompress(out, packed) {
             Ok(written) if written == out.len() => Ok(()),
-            _ => Err(FrameFault::Compression { stream }),
+            _ => Err(FrameFault::Compression),
         }
     }
 }
 
 /// Decompresses literals that were compressed with the bases before them.
-fn unpack_behind(bases: &[u8], stream: &Stream<'_>) -> Result<Vec<u8>, FrameFault> {
-    let failed = FrameFault::Compression { stream: 3 };
-    let mut out = vec![0; stream.plain];
+fn unpack_behind(bases: &[u8], literals: &Literals<'_>) -> Result<Vec<u8>, FrameFault> {
+    let failed = FrameFault::Compression;
+    let mut out = vec![0; literals.plain];
     let mut context = DCtx::create();
     context.ref_prefix(bases).map_err(|_| failed)?;
-    match context.decompress(&mut out[..], stream.packed) {
+    match context.decompress(&mut out[..], literals.packed) {
         Ok(written) if written == out.len() => Ok(out),
         _ => Err(failed),
     }
 }
 
-/// One stream as it lies in the frame. It is stored as it is where it did not become smaller.
-struct Stream<'a> {
+/// Literals as they lie in the frame: stored as they are where they did not become smaller.
+struct Literals<'a> {
     plain: usize,
     packed: &'a [u8],
 }
 
-impl<'a> Stream<'a> {
-    fn read_all(reader: &mut Reader<'a>, len: usize) -> Result<[Self; STREAMS], FrameFault> {
-        let max = [FRAME_CONTROL_BYTES_MAX, len, len, len];
-        let mut plain = [0; STREAMS];
-        let mut packed = [0; STREAMS];
-        for stream in 0..STREAMS {
+impl<'a> Literals<'a> {
+    fn read(reader: &mut Reader<'a>, len: usize) -> Result<Self, FrameFault> {
+        let mut read = |max: usize| {
             let declared = reader.varint().ok_or(FrameFault::Header)?;
-            let max = max[stream] as u64;
+            let max = max as u64;
             if declared > max {
-                return Err(FrameFault::Stream { stream, declared, max });
+                return Err(FrameFault::Literals { declared, max });
             }
-            plain[stream] = declared as usize;
-            let declared = reader.varint().ok_or(FrameFault::Header)?;
-            let max = plain[stream] as u64;
-            if declared > max {
-                return Err(FrameFault::Stream { stream, declared, max });
-            }
-            packed[stream] = declared as usize;
-        }
-        if plain[2] + plain[3] > len {
-            let declared = (plain[2] + plain[3]) as u64;
-            return Err(FrameFault::Stream { stream: 3, declared, max: len as u64 });
-        }
-        if packed.iter().sum::<usize>() != reader.rest().len() {
-            return Err(FrameFault::Header);
-        }
-        let mut index = 0;
-        let streams = [(); STREAMS].map(|()| {
-            let packed = reader.take(packed[index]).unwrap_or_default();
-            let stream = Self { plain: plain[index], packed };
-            index += 1;
-            stream
-        });
-        Ok(streams)
+            Ok(declared as usize)
+        };
+        let plain = read(len)?;
+        let packed = read(plain)?;
+        let packed = reader.take(packed).ok_or(FrameFault::Header)?;
+        Ok(Self { plain, packed })
     }
 }

@@ -25,18 +25,19 @@
 //! less than 1 MiB beyond the bases and the bytes that come out, whatever the frame says.
 
 mod bytes;
+mod coder;
 mod decode;
 mod epochs;
 mod index;
 mod layout;
+mod operations;
 #[cfg(test)]
 mod promises;
-mod rebuild;
 mod words;
 
 pub use decode::{FrameDecoder, FrameError, FrameFault};
 pub use epochs::{BLOCK_HASH_BYTES, EpochItem, EpochList};
 pub use index::{FrameEntry, IndexEntry, IndexError, MunroFrames, Part};
-pub use layout::{ChangedUnits, DeltaStreams, encode_delta, encode_full};
-pub use rebuild::add_carrying;
-pub use words::{AS_IS, Guesses, WORD_BYTES, Words, unit_bytes};
+pub use layout::FrameEncoder;
+pub use operations::Operation;
+pub use words::{AS_IS, WORD_BYTES};

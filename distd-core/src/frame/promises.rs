@@ -2,7 +2,7 @@
 
 use zstd::zstd_safe::CCtx;
 
-use super::layout::{CARRY, DELTA, PREFIX, WORDS};
+use super::layout::{DELTA, DELTA_PREFIX};
 use super::*;
 use crate::keys::{NtpTime, OriginKey};
 use crate::limits::{DELTA_FRAME_LAYER, FULL_FRAME_LAYER, MUNRO_BYTES, MUNRO_LAYER};
@@ -40,25 +40,23 @@ fn entry(bin: Bin, len: usize, bases: Vec<BlockRange>) -> FrameEntry {
     FrameEntry { bin, range: ByteRange { offset: 5 << 20, len: len as u64 }, bases }
 }
 
-/// A copy of 4 KiB pieces, one word changed in each.
-fn word_streams(bin: Bin) -> DeltaStreams {
-    let mut streams = DeltaStreams { units: ChangedUnits::Words, ..DeltaStreams::default() };
-    streams.push_words(0, bin.byte_len(), 0, 1);
-    for i in 0..bin.byte_len() / 4096 {
-        // The guess of nothing, one that is always there, and a difference.
-        streams.change_word(if i == 0 { 25 } else { 1023 }, [4, 2, 5 + 600][i as usize % 3]);
+/// `base` with a byte of each block changed.
+fn changed(base: &[u8]) -> Vec<u8> {
+    let mut new = base.to_vec();
+    for block in new.chunks_exact_mut(4096) {
+        block[100] = block[100].wrapping_add(3);
     }
-    streams
+    new
 }
 
-/// A copy of 4 KiB pieces, one byte changed in each.
-fn streams(bin: Bin) -> DeltaStreams {
-    let mut streams = DeltaStreams::default();
-    streams.push(0, bin.byte_len(), 0);
-    for i in 0..bin.byte_len() / 4096 {
-        streams.change(if i == 0 { 100 } else { 4095 }, 3);
-    }
-    streams
+/// A copy of all of a bin, with its words.
+fn copy(bin: Bin) -> Operation {
+    Operation { copied: bin.byte_len() as usize, phase: 1, ..Operation::default() }
+}
+
+/// The frame of a bin that is as `base` but for a byte of each block.
+fn delta(bin: Bin, base: &[u8]) -> Vec<u8> {
+    FrameEncoder::new().delta(bin, &[copy(bin)], &changed(base), base, 3).expect("sound")
 }
 
 #[test]
@@ -69,7 +67,7 @@ fn full_frames_are_listed_decoded_and_verified() {
     let mut entries = Vec::new();
     for position in [0, 1, 5, 15] {
         let bin = Bin::new(FULL_FRAME_LAYER, MUNRO.0 * 16 + position);
-        let frame = encode_full(&mut CCtx::create(), bin, part(bin, &bytes), 3).expect("smaller");
+        let frame = FrameEncoder::new().full(bin, part(bin, &bytes), 3).expect("smaller");
         let offset = (3 << 20) + stored.len() as u64;
         entries.push(FrameEntry {
             bin,
@@ -128,41 +126,44 @@ fn an_index_entry_carries_a_signature_that_must_hold() {
 fn delta_frames_need_their_bases_and_nothing_else() {
     let old = content(1);
     let bin = Bin::new(DELTA_FRAME_LAYER, MUNRO.0 * 4 + 1);
-    let mut new = part(bin, &old).to_vec();
-    for block in new.chunks_exact_mut(4096) {
-        block[100] = block[100].wrapping_add(3);
-    }
+    let (base, new) = (part(bin, &old), changed(part(bin, &old)));
     let bases = vec![BlockRange::new(BlockIndex(64), 40), BlockRange::new(BlockIndex(200), 24)];
-    let frame = encode_delta(&mut CCtx::create(), bin, &streams(bin), None, 3);
-    assert!(frame.len() < 100, "{}", frame.len());
+    let frame = delta(bin, base);
+    assert!(frame.len() < 160, "{}", frame.len());
     let entry = entry(bin, frame.len(), bases);
     let mut decoder = FrameDecoder::new();
-    assert!(decoder.decode(&entry, &frame, part(bin, &old)) == Ok(new));
+    assert!(decoder.decode(&entry, &frame, base) == Ok(new));
     // Literals alone, behind the base.
     let mut random = vec![0; bin.byte_len() as usize];
     blake3::Hasher::new().finalize_xof().fill(&mut random);
-    let mut streams = DeltaStreams::default();
-    streams.push(bin.byte_len(), 0, 0);
-    streams.literals.clone_from(&random);
-    let alone = encode_delta(&mut CCtx::create(), bin, &streams, None, 3);
-    let frame = encode_delta(&mut CCtx::create(), bin, &streams, Some(&random), 3);
-    assert!(frame.len() < alone.len() / 10 && frame[0] == DELTA | PREFIX);
+    let literals = Operation { literals: random.len(), ..Operation::default() };
+    let mut encoder = FrameEncoder::new();
+    let alone = encoder.delta(bin, &[literals], &random, &[], 3).expect("sound");
+    let frame = encoder.delta(bin, &[literals], &random, &random, 3).expect("sound");
+    assert!(frame.len() < alone.len() / 10 && frame[0] == DELTA_PREFIX && alone[0] == DELTA);
     let entry =
         FrameEntry { range: ByteRange { offset: 5 << 20, len: frame.len() as u64 }, ..entry };
     assert!(decoder.decode(&entry, &frame, &random) == Ok(random));
 }
 
 #[test]
-fn a_carry_runs_through_an_integer_and_no_further() {
-    let add = |bytes: &[u8], value: i8| {
-        let mut bytes = bytes.to_vec();
-        add_carrying(&mut bytes, value as u8);
-        bytes
+fn what_does_not_make_up_a_run_is_no_frame() {
+    let bytes = content(1);
+    let bin = Bin::new(FULL_FRAME_LAYER, MUNRO.0 * 16);
+    let (base, len) = (part(bin, &bytes), bin.byte_len() as usize);
+    let mut encoder = FrameEncoder::new();
+    let mut refused = |operations: &[Operation]| {
+        encoder.delta(bin, operations, &changed(base), base, 3).is_none()
     };
-    assert_eq!(add(&0x1ff0u32.to_le_bytes(), 0x20), 0x2010u32.to_le_bytes());
-    assert_eq!(add(&0x2010u32.to_le_bytes(), -0x20), 0x1ff0u32.to_le_bytes());
-    assert_eq!(add(&[0xff; 10], 1), [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
-    assert!(add(&[], 1).is_empty());
+    assert!(!refused(&[copy(bin)]));
+    assert!(refused(&[]));
+    assert!(refused(&[Operation { copied: len - 1, ..copy(bin) }]));
+    assert!(refused(&[Operation { copied: len + 1, ..copy(bin) }]));
+    assert!(refused(&[Operation { literals: 1, ..copy(bin) }]));
+    assert!(refused(&[Operation { base: 1, ..copy(bin) }]));
+    assert!(refused(&[Operation { phase: AS_IS + 1, ..copy(bin) }]));
+    // Taken as it is, it is not what was changed.
+    assert!(refused(&[Operation { phase: AS_IS, ..copy(bin) }]));
 }
 
 proptest! {
@@ -185,12 +186,10 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_frame_is_refused_or_makes_as_many_bytes(at: proptest::sample::Index, value: u8, kind in 0usize..3) {
+    fn a_damaged_frame_is_refused_or_makes_as_many_bytes(at: proptest::sample::Index, value: u8) {
         let old = content(1);
         let bin = Bin::new(FULL_FRAME_LAYER, MUNRO.0 * 16 + 1);
-        let carrying = DeltaStreams { units: ChangedUnits::Carrying, ..streams(bin) };
-        let streams = [streams(bin), carrying, word_streams(bin)][kind].clone();
-        let mut frame = encode_delta(&mut CCtx::create(), bin, &streams, None, 3);
+        let mut frame = delta(bin, part(bin, &old));
         let at = at.index(frame.len());
         frame[at] = value;
         let entry = entry(bin, frame.len(), vec![BlockRange::new(BlockIndex(64), 16)]);
@@ -211,7 +210,7 @@ fn endless() -> Vec<u8> {
 }
 
 /// A delta frame with these lengths in its header and this behind it.
-fn crafted(bin: Bin, kind: u8, lengths: [u64; 8], content: &[u8]) -> Vec<u8> {
+fn crafted(bin: Bin, kind: u8, lengths: [u64; 2], content: &[u8]) -> Vec<u8> {
     let mut frame = vec![kind];
     bytes::put_varint(&mut frame, bin.uid());
     for len in lengths {
@@ -231,87 +230,41 @@ fn a_thousand_hostile_frames_are_refused_by_name() {
     // (frame, with bases)
     let mut cases: Vec<(Vec<u8>, bool)> = Vec::new();
     // Lying sizes, with nothing, something and endless output behind them.
-    let sizes = [0, 1, 3, len - 1, len, len + 1, 1 << 20, 1 << 32, 1 << 63, u64::MAX];
-    for field in 0..8 {
-        for size in sizes {
+    let sizes = [0, 1, 3, 40, len - 1, len, len + 1, 1 << 20, 1 << 32, 1 << 63, u64::MAX];
+    for plain in sizes {
+        for packed in [sizes.as_slice(), &[bomb.len() as u64]].concat() {
             for rest in [&[][..], &[7; 40], &bomb] {
-                for honest in [0, 40, rest.len() as u64] {
-                    let mut lengths = [0, 0, 0, 0, 0, 0, honest, honest];
-                    lengths[field] = size;
-                    cases.push((crafted(bin, DELTA, lengths, rest), true));
-                }
+                cases.extend(
+                    [DELTA, DELTA_PREFIX]
+                        .map(|kind| (crafted(bin, kind, [plain, packed], rest), true)),
+                );
             }
         }
     }
-    // Endless output as every stream, and as a full frame.
-    for stream in 0..4 {
-        for kind in [DELTA, DELTA | PREFIX, DELTA | CARRY, DELTA | WORDS] {
-            let mut lengths = [0; 8];
-            lengths[2 * stream] = len;
-            lengths[2 * stream + 1] = bomb.len() as u64;
-            cases.push((crafted(bin, kind, lengths, &bomb), true));
-        }
-    }
-    cases.push((crafted(bin, 0, [0; 8], &bomb), false));
-    // Unknown kinds, and words without their phases; full frames with bases and delta frames without.
-    let honest = encode_delta(&mut CCtx::create(), bin, &streams(bin), None, 3);
-    let full = encode_full(&mut CCtx::create(), bin, base, 3).expect("smaller");
+    // Endless output as a full frame.
+    cases.push((crafted(bin, 0, [0; 2], &bomb), false));
+    // Unknown kinds; full frames with bases and delta frames without.
+    let honest = delta(bin, base);
+    let full = FrameEncoder::new().full(bin, base, 3).expect("smaller");
     cases.extend((1..=255).map(|kind| ([&[kind], &full[1..]].concat(), false)));
-    cases.extend((8..=255).map(|kind| ([&[kind], &honest[1..]].concat(), true)));
+    cases.extend(
+        [2].into_iter().chain(4..=255).map(|kind| ([&[kind], &honest[1..]].concat(), true)),
+    );
     cases.push((full.clone(), true));
     cases.push((honest.clone(), false));
     // A valid frame for another run: of this munro, of others, of other layers.
     for other in (0..64).map(|at| Bin::new(FULL_FRAME_LAYER, at)).filter(|other| *other != bin) {
-        cases.push((encode_delta(&mut CCtx::create(), other, &streams(bin), None, 3), true));
+        cases.push((delta(other, base), true));
     }
-    // Copies from outside the base, beyond the run, and without end.
-    for (literal, copied, distance) in [
-        (0, len, 1),
-        (0, len, -1),
-        (0, len + 1, 0),
-        (0, u64::MAX, 0),
-        (u64::MAX, 1, 0),
-        (1, len, 0),
-        (0, 1, i64::MAX),
-        (0, 1, i64::MIN),
-        (0, 0, i64::MAX),
-        (0, len - 1, 0),
-    ] {
-        let mut streams = DeltaStreams::default();
-        streams.push(literal, copied, distance);
-        cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
-        streams.push(literal, copied, distance);
-        cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
+    // Operations of noise, and of bytes that are all alike.
+    let mut noise = vec![0; 1 << 16];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    for (i, byte) in (0..=255).enumerate() {
+        cases.push((crafted(bin, DELTA, [0; 2], &noise[i * 200..][..i]), true));
+        cases.push((crafted(bin, DELTA, [0; 2], &[byte; 40]), true));
     }
-    // The same by words, which begin where they cannot, are told by guesses that there are not or by
-    // more than a word holds, or are too many.
-    for (phase, gap, value) in [
-        (4, 0, 605),
-        (5, 0, 605),
-        (255, 0, 605),
-        (0, len / 4, 605),
-        (0, u64::MAX, 605),
-        (0, 0, 0),
-        (0, 0, 1),
-        (0, 0, 3),
-        (0, 0, (1 << 32) + 5),
-        (0, 0, u64::MAX),
-    ] {
-        let mut streams = DeltaStreams { units: ChangedUnits::Words, ..DeltaStreams::default() };
-        streams.push_words(0, len, 0, phase);
-        streams.change_word(gap, value);
-        cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
-    }
-    // Changes behind the last byte, gaps without values, values without gaps.
-    for (gaps, values) in [(vec![0xff, 0x7f], vec![1]), (vec![1; 3], vec![]), (vec![], vec![1; 3])]
-    {
-        let mut streams = DeltaStreams { gaps, values, ..DeltaStreams::default() };
-        streams.push(0, len, 0);
-        streams.gaps.extend([0xff, 0xff, 0x7f]);
-        cases.push((encode_delta(&mut CCtx::create(), bin, &streams, None, 3), true));
-    }
-    let words = encode_delta(&mut CCtx::create(), bin, &word_streams(bin), None, 3);
-    cases.extend((0..words.len()).map(|end| (words[..end].to_vec(), true)));
+    // More operations behind the last one.
+    cases.push(([&honest[..], &[0]].concat(), true));
     // Cut off anywhere.
     cases.extend((0..honest.len()).map(|end| (honest[..end].to_vec(), true)));
     cases.extend((0..full.len()).step_by(7).map(|end| (full[..end].to_vec(), false)));

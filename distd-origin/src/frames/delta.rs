@@ -2,15 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use distd_core::frame::{DeltaStreams, Words, encode_delta};
-use distd_core::limits::{
-    BLOCK_BYTES, FRAME_BASE_BLOCKS_MAX, FRAME_BASE_EXTENTS_MAX, FRAME_CONTROL_BYTES_MAX,
-};
+use distd_core::frame::FrameEncoder;
+use distd_core::limits::{BLOCK_BYTES, FRAME_BASE_BLOCKS_MAX, FRAME_BASE_EXTENTS_MAX};
 use distd_core::unit::{Bin, BlockIndex, BlockRange};
-use zstd::zstd_safe::CCtx;
 
 use super::candidates::{Candidates, Prospects};
-use super::changes::{byte_streams, word_streams};
+use super::changes::operations;
 use super::matching::{Copy, Seeds, find_copies};
 use super::older::{Older, OlderBlocks};
 use super::tables::{Columns, realign, without_noise};
@@ -21,15 +18,11 @@ const EXTENT_BYTES_MIN: usize = 64;
 /// Blocks between two used ones that are taken along rather than begin another extent.
 const GAP_BLOCKS_MAX: u64 = 1;
 
-/// zstd level at which two ways to write the same changes are compared.
-const TRIAL_LEVEL: i32 = 1;
-
 /// What is kept between frames for its memory.
 #[derive(Default)]
 pub struct Scratch {
     seeds: Seeds,
     columns: Columns,
-    words: Words,
 }
 
 /// A delta frame and its bases.
@@ -48,7 +41,7 @@ pub struct Delta {
 /// else is read.
 pub fn encode<B: OlderBlocks>(
     scratch: &mut Scratch,
-    compressor: &mut CCtx<'_>,
+    encoder: &mut FrameEncoder,
     bin: Bin,
     new: &[u8],
     older: &Older<'_, B>,
@@ -63,13 +56,13 @@ pub fn encode<B: OlderBlocks>(
         candidates = more;
         copies = find_copies(&mut scratch.seeds, &candidates.bytes, new);
     }
-    Ok(encode_copies(scratch, compressor, bin, new, &candidates, copies, level))
+    Ok(encode_copies(scratch, encoder, bin, new, &candidates, copies, level))
 }
 
 /// Encodes `new` as copies from the candidates, and the rest.
 fn encode_copies(
     scratch: &mut Scratch,
-    compressor: &mut CCtx<'_>,
+    encoder: &mut FrameEncoder,
     bin: Bin,
     new: &[u8],
     candidates: &Candidates,
@@ -97,29 +90,11 @@ fn encode_copies(
         .into_iter()
         .map(|copy| Copy { base: moved[&(copy.base / BLOCK)] + copy.base % BLOCK, ..copy })
         .collect();
-    let mut ways = vec![byte_streams(&copies, &bytes, new)];
-    if !ways[0].values.is_empty() {
-        let copies = realign(&mut scratch.columns, copies, &bytes, new);
-        let copies = without_noise(&copies, &bytes, new);
-        ways.push(word_streams(&mut scratch.words, &copies, &bytes, new));
-    }
-    ways.retain(|streams| fits(streams, new.len()));
-    if ways.len() > 1 {
-        let mut size =
-            |way: &DeltaStreams| encode_delta(compressor, bin, way, None, TRIAL_LEVEL).len();
-        if size(&ways[1]) < size(&ways[0]) {
-            ways.swap(0, 1);
-        }
-    }
-    let frame = encode_delta(compressor, bin, ways.first()?, Some(&bytes), level);
+    let copies = realign(&mut scratch.columns, copies, &bytes, new);
+    let copies = without_noise(&copies, &bytes, new);
+    let operations = operations(&copies, &bytes, new);
+    let frame = encoder.delta(bin, &operations, new, &bytes, level)?;
     Some(Delta { frame, bases, base_bytes: bytes })
-}
-
-/// Whether streams are within the bounds of a frame of so many bytes.
-fn fits(streams: &DeltaStreams, len: usize) -> bool {
-    streams.control.len() <= FRAME_CONTROL_BYTES_MAX
-        && streams.gaps.len() <= len
-        && streams.values.len() + streams.literals.len() <= len
 }
 
 /// Keeps the copies whose blocks are worth it, within the bounds of a base: the copies, and the
@@ -189,7 +164,8 @@ mod tests {
     fn round(bin: Bin, new: &[u8], candidates: &Candidates) -> Option<usize> {
         let copies = find_copies(&mut Seeds::default(), &candidates.bytes, new);
         let scratch = &mut Scratch::default();
-        let delta = encode_copies(scratch, &mut CCtx::create(), bin, new, candidates, copies, 3)?;
+        let encoder = &mut FrameEncoder::new();
+        let delta = encode_copies(scratch, encoder, bin, new, candidates, copies, 3)?;
         let block = |block: BlockIndex| {
             let at = candidates.blocks.iter().position(|known| *known == block).expect("offered");
             &candidates.bytes[at * BLOCK..(at + 1) * BLOCK]

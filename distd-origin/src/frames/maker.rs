@@ -1,11 +1,10 @@
 //! The frames of one munro: a delta frame for each quarter of it where that is clearly smaller, full
 //! frames for everything that compresses.
 
-use distd_core::frame::{FrameDecoder, FrameEntry, encode_full};
+use distd_core::frame::{FrameDecoder, FrameEncoder, FrameEntry};
 use distd_core::limits::{BLOCK_BYTES, DELTA_FRAME_LAYER, FULL_FRAME_LAYER, MUNRO_LAYER};
 use distd_core::tree::{MunroTree, NodeHash};
 use distd_core::unit::{Bin, BlockRange, ByteRange, MunroIndex};
-use zstd::zstd_safe::CCtx;
 
 use super::delta::{self, Delta, Scratch};
 use super::older::{Older, OlderBlocks};
@@ -41,7 +40,7 @@ pub struct Maker<'a, B: OlderBlocks> {
 /// What one thread needs to make frames.
 pub struct Tools {
     scratch: Scratch,
-    compressor: CCtx<'static>,
+    encoder: FrameEncoder,
     decoder: FrameDecoder,
 }
 
@@ -77,7 +76,7 @@ impl Default for Tools {
     fn default() -> Self {
         Self {
             scratch: Scratch::default(),
-            compressor: CCtx::create(),
+            encoder: FrameEncoder::new(),
             decoder: FrameDecoder::new(),
         }
     }
@@ -121,7 +120,7 @@ impl<B: OlderBlocks> Maker<'_, B> {
             parts.enumerate().map(move |(i, part)| (Bin::new(layer, first + i as u64), part))
         };
         for (bin, part) in bins(FULL_FRAME_LAYER) {
-            let frame = encode_full(&mut tools.compressor, bin, part, self.level);
+            let frame = tools.encoder.full(bin, part, self.level);
             let saves = |frame: &Vec<u8>| frame.len() + SAVED_BYTES_MIN <= part.len();
             if let Some(bytes) = frame.filter(saves) {
                 made.fulls.push(NewFrame { bin, bytes, bases: Vec::new() });
@@ -131,7 +130,7 @@ impl<B: OlderBlocks> Maker<'_, B> {
             let Some(older) = self.older(bin) else { continue };
             let level = (self.level + DELTA_LEVEL_ABOVE).min(LEVEL_MAX);
             let delta =
-                delta::encode(&mut tools.scratch, &mut tools.compressor, bin, part, older, level)?;
+                delta::encode(&mut tools.scratch, &mut tools.encoder, bin, part, older, level)?;
             let Some(delta) = delta else { continue };
             let alone = made.alone(bin, used - (bin.byte_offset() - munro.byte_offset()));
             if delta.frame.len() <= alone * KEPT_SIXTEENTHS / 16
