@@ -175,7 +175,7 @@ def every_message_is_shown_in_every_notation_on_any_port(world):
                           "distd.bin", "distd.circle.count", "distd.circle.hops")[2]
         assert [w[-1] for w in words[:8]] == ["-5", "1", "1500", "2", "7", "255", "192.0.2.9", "2001:db8::"], words
         assert words[8] == ["7001", "7002"] and "3071" in words[9], words
-        assert words[10:] == [["2"], ["0", "3"]], words
+        assert list(words[10:]) == [["2"], ["0", "3"]], words
         columns = [row[0][0] for row in dissected(path, "_ws.col.Info")]
         assert columns[0].startswith("HANDSHAKE a0a0a0a0, HAVE 0-7") and columns[3] == "keep-alive", columns
         assert columns[4].startswith("HANDSHAKE closing"), columns
