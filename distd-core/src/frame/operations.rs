@@ -38,7 +38,7 @@ pub struct Operation {
 enum Place {
     /// As many bytes behind the copy before as there are literals.
     #[default]
-    InPlace,
+    Along,
     /// Where the copy before ended.
     Behind,
     /// Elsewhere.
@@ -146,7 +146,7 @@ impl Operations {
 
     /// Codes an operation; `None` if it leaves the run or the bases. It makes at least a byte.
     fn code<C: Coder>(&mut self, coder: &mut C, told: Operation, room: Room) -> Option<Operation> {
-        let context = self.phase << 1 | usize::from(self.place != Place::InPlace);
+        let context = self.phase << 1 | usize::from(self.place != Place::Along);
         let literals = self.literals.code(coder, context, told.literals as u32) as usize;
         let left = room.left.checked_sub(literals)?;
         if left == 0 {
@@ -173,20 +173,20 @@ impl Operations {
     ) -> Option<usize> {
         let in_place = self.base + literals;
         let place = match told {
-            told if told == in_place => Place::InPlace,
+            told if told == in_place => Place::Along,
             told if told == self.base => Place::Behind,
             _ => Place::Elsewhere,
         };
         let class = (usize::BITS - literals.leading_zeros()) as usize;
         let chances = &mut self.places[class.min(LITERAL_CLASSES - 1)][self.place as usize];
         self.place = match tree(coder, chances, PLACE_BITS, place as u32) {
-            0 => Place::InPlace,
+            0 => Place::Along,
             1 => Place::Behind,
             2 => Place::Elsewhere,
             _ => return None,
         };
         match self.place {
-            Place::InPlace => Some(in_place),
+            Place::Along => Some(in_place),
             Place::Behind => Some(self.base),
             Place::Elsewhere => {
                 let back = coder.bit(&mut self.back, told < in_place);

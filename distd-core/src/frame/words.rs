@@ -19,6 +19,11 @@
 //!
 //! Publisher and decoder run the same model, so all of it is part of the format.
 
+#![expect(
+    clippy::inline_always,
+    reason = "every word passes all of this: calls would be half of the time"
+)]
+
 use super::coder::{Chance, Coder, Numbers, tree};
 
 /// Bytes of a word.
@@ -412,6 +417,7 @@ impl<const SLOTS: usize> Table<SLOTS> {
     fn find(&self, key: u32, wanted: bool) -> Found {
         let (slot, about) = Self::place(key);
         let entry = self.0[slot];
+        #[expect(clippy::needless_bitwise_bool, reason = "no branch: neither can be foreseen")]
         let known = wanted & ((entry >> 32) as u32 & !3 == about);
         Found { known, added: entry as u32 & mask(known), times: (entry >> 32) as u32 & 3 }
     }
