@@ -242,6 +242,9 @@ def a_second_mount_of_the_same_content_costs_no_fetch(world):
     cost = settled(world) - before
     assert cost < 256 << 10, f"{cost} bytes"
     compare.same(source, second)
+    # One superblock, one cache of the log: each mount's directory has the same files open in the kernel.
+    connections = {record["connection"] for record in map(json.loads, (path.read_text() for path in pathlib.Path("/run/distd").glob("*.mount")))}
+    assert len(connections) == 1, connections
 
 
 @promise(seconds=120)

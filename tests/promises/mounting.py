@@ -15,7 +15,7 @@ from lib.promises import promise
 def distd_mounts(world):
     """(source, point, type) of each distd mount of this test."""
     rows = [line.split(" ") for line in pathlib.Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
-    return [(r[0], r[1], r[2]) for r in rows if r[1].startswith(str(world.dir)) and "fuse" in r[2]]
+    return [(r[0], r[1], r[2]) for r in rows if r[1].startswith(str(world.dir)) and ("fuse" in r[2] or r[0].startswith("distd://"))]
 
 
 def nodes(world):

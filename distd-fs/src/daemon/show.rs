@@ -85,10 +85,11 @@ impl Daemon {
             let state = self.state();
             let mut mounts = state.mounts.values().chain(&state.detached);
             let known = mounts.find_map(|mounted| match &mounted.shown {
-                Shown::Erofs(view)
-                    if mounted.swarm.origin() == swarm.origin() && mounted.timeout == timeout =>
-                {
-                    Some(view.superblock()).filter(|superblock| superblock.is_alive()).cloned()
+                Shown::Erofs(view) if mounted.swarm.origin() == swarm.origin() => {
+                    let serves = |superblock: &&Arc<Superblock<Swarm>>| {
+                        superblock.is_alive() && superblock.timeout() == timeout
+                    };
+                    Some(view.superblock()).filter(serves).cloned()
                 }
                 _ => None,
             });

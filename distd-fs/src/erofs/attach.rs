@@ -255,7 +255,7 @@ impl Site {
         // For a moment there is nothing; a mount on top would go with what it lies on.
         let replace = || {
             detach()?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
             let below = openat(parent, name.as_path(), flags, Mode::empty())?;
             put(below.as_fd(), there)
         };
@@ -272,8 +272,8 @@ fn knows_beneath() -> bool {
 }
 
 fn open_path(path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
+    // Without O_DIRECTORY, which would have an automount point wait for this very mount.
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// The device number of what a descriptor leads to, without asking it anything.

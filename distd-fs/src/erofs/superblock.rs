@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, statx};
@@ -65,6 +66,11 @@ impl<B: Blocks> Superblock<B> {
         let minor = statx(&root, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?.stx_dev_minor;
         tune(minor);
         Ok(Self { hidden, root, minor, alive })
+    }
+
+    /// How long its reads wait for the network.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.hidden.timeout
     }
 
     /// Whether a mount over it can be made.
