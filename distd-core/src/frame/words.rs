@@ -30,6 +30,8 @@ use super::coder::{Chance, Coder, Numbers, tree};
 pub const WORD_BYTES: usize = 4;
 /// Instead of where words begin in a copy (modulo 4): nowhere, it is taken as it is.
 pub const AS_IS: usize = WORD_BYTES;
+/// Bytes of a piece of a copy that is told to be as its base by one decision.
+const STILL_BYTES: usize = 64;
 /// Words of a row: tables of 4, 8, 12 and 24 bytes a row have the same columns in each.
 const COLUMNS: usize = 6;
 /// Guesses about one word.
@@ -66,6 +68,9 @@ pub(super) struct Words {
     columns: [Column; COLUMNS],
     /// Whether the last words were as guessed first: a bit for each, 1 for wrong.
     wrong: usize,
+    /// Whether anything was added in the last pieces of a copy: a bit for each.
+    moved: usize,
+    still: [Chance; 1 << 5],
     first: Vec<Chance>,
     other: Box<[[[[Chance; GUESSES]; GUESSES]; TRUSTS]; GUESSES]>,
     added: Added,
@@ -102,6 +107,8 @@ impl Default for Words {
             wide: Table::default(),
             columns: [Column::default(); COLUMNS],
             wrong: 0,
+            moved: 0,
+            still: [Chance::NEW; 1 << 5],
             first: vec![Chance::NEW; FIRSTS],
             other: Box::new([[[[Chance::NEW; GUESSES]; GUESSES]; TRUSTS]; GUESSES]),
             added: Added::default(),
@@ -119,6 +126,8 @@ impl Words {
         self.wide.clear();
         self.columns = [Column::default(); COLUMNS];
         self.wrong = 0;
+        self.moved = 0;
+        self.still = [Chance::NEW; 1 << 5];
         self.first.fill(Chance::NEW);
         self.other.as_flattened_mut().as_flattened_mut().as_flattened_mut().fill(Chance::NEW);
         self.added.clear();
@@ -138,6 +147,7 @@ impl Words {
     ) {
         // What is not taken as it is begins with a change, most likely.
         self.wrong = usize::MAX;
+        self.moved = usize::MAX;
         let head = match unit_bytes(at, at + new.len(), phase) {
             WORD_BYTES => 0,
             part => part,
@@ -145,15 +155,29 @@ impl Words {
         let (base_head, base) = base.split_at(head);
         let (new_head, new) = new.split_at_mut(head);
         self.code_part(coder, base_head, new_head);
-        let (words, base_tail) = base.as_chunks::<WORD_BYTES>();
-        let (new_words, new_tail) = new.as_chunks_mut::<WORD_BYTES>();
+        let whole = base.len() / WORD_BYTES * WORD_BYTES;
+        let (base, base_tail) = base.split_at(whole);
+        let (new, new_tail) = new.split_at_mut(whole);
         let mut column = (at + head) / WORD_BYTES % COLUMNS;
-        for (word, new) in words.iter().zip(new_words) {
-            let word = u32::from_le_bytes(*word);
-            let told = u32::from_le_bytes(*new).wrapping_sub(word);
-            let added = self.code_word(coder, word, column, told);
-            *new = word.wrapping_add(added).to_le_bytes();
-            column = if column + 1 == COLUMNS { 0 } else { column + 1 };
+        for (base, new) in base.chunks(STILL_BYTES).zip(new.chunks_mut(STILL_BYTES)) {
+            if base.len() == STILL_BYTES {
+                let context = self.moved & 7 | (self.wrong & 3) << 3;
+                let moved = coder.bit(&mut self.still[context], base != new);
+                self.moved = self.moved << 1 | usize::from(moved);
+                if !moved {
+                    new.copy_from_slice(base);
+                    column = (column + STILL_BYTES / WORD_BYTES) % COLUMNS;
+                    continue;
+                }
+            }
+            let words = base.as_chunks::<WORD_BYTES>().0.iter();
+            for (word, new) in words.zip(new.as_chunks_mut::<WORD_BYTES>().0) {
+                let word = u32::from_le_bytes(*word);
+                let told = u32::from_le_bytes(*new).wrapping_sub(word);
+                let added = self.code_word(coder, word, column, told);
+                *new = word.wrapping_add(added).to_le_bytes();
+                column = if column + 1 == COLUMNS { 0 } else { column + 1 };
+            }
         }
         self.code_part(coder, base_tail, new_tail);
     }
