@@ -1,5 +1,7 @@
 //! Decoding a frame, with every bound checked before memory is taken.
 
+use std::sync::{Mutex, PoisonError};
+
 use zstd::zstd_safe::DCtx;
 
 use crate::unit::Bin;
@@ -10,13 +12,17 @@ use super::coder::RangeDecoder;
 use super::layout::{DELTA, DELTA_PREFIX, FULL};
 use super::operations::Models;
 
-/// Decodes frames one after the other; keep one a thread, it holds the decompressor's tables and those
-/// of the models.
+/// Decodes frames one after the other. It holds the decompressor's tables and those of the models, some
+/// 0.5 MB: keep it, or take it from [`FrameDecoders`].
 pub struct FrameDecoder {
     context: DCtx<'static>,
     /// Made when the first delta frame comes.
     models: Option<Models>,
 }
+
+/// Decoders for threads that share them: as many as decode at once.
+#[derive(Default)]
+pub struct FrameDecoders(Mutex<Vec<FrameDecoder>>);
 
 /// A frame that cannot be decoded. Whoever signed the log made it so: asking another peer for the
 /// same bytes does not help, other ways to the same blocks do.
@@ -82,6 +88,23 @@ pub enum FrameFault {
     /// Operations that end before the frame or behind it.
     #[error("its operations are cut off, or end before it does")]
     Coded,
+}
+
+impl FrameDecoders {
+    /// As [`FrameDecoder::decode`].
+    pub fn decode(
+        &self,
+        entry: &FrameEntry,
+        frame: &[u8],
+        bases: &[u8],
+    ) -> Result<Vec<u8>, FrameError> {
+        // Nothing panics while it holds the lock, and decoders keep nothing from one frame to the next.
+        let idle = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut decoder = idle().pop().unwrap_or_default();
+        let decoded = decoder.decode(entry, frame, bases);
+        idle().push(decoder);
+        decoded
+    }
 }
 
 impl Default for FrameDecoder {

@@ -35,7 +35,7 @@ mod operations;
 mod promises;
 mod words;
 
-pub use decode::{FrameDecoder, FrameError, FrameFault};
+pub use decode::{FrameDecoder, FrameDecoders, FrameError, FrameFault};
 pub use epochs::{BLOCK_HASH_BYTES, EpochItem, EpochList};
 pub use index::{FrameEntry, IndexEntry, IndexError, MunroFrames, Part};
 pub use layout::FrameEncoder;

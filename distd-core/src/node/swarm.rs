@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
+use crate::frame::FrameDecoders;
 use crate::head::Head;
 use crate::keys::OriginId;
 use crate::limits::{BLOCK_BYTES, NODE_BYTES_MAX};
@@ -86,6 +87,7 @@ pub(super) struct Shared {
     pub(super) waiting: Arc<AtomicUsize>,
     /// Blocks that lie elsewhere, unverified.
     pub(super) lent: LentSeeds,
+    pub(super) decoders: FrameDecoders,
     news: Mutex<HeadNews>,
     changed: Condvar,
     head: watch::Sender<Option<Arc<TrustedHead>>>,
@@ -95,8 +97,8 @@ impl Shared {
     pub(super) fn new(origin: OriginId, log: Arc<CachedLog>, waiting: Arc<AtomicUsize>) -> Self {
         let (counters, changed) = (Counters::default(), Condvar::new());
         let (news, head) = (Mutex::default(), watch::Sender::default());
-        let lent = LentSeeds::default();
-        Self { origin, log, counters, waiting, lent, news, changed, head }
+        let (lent, decoders) = (LentSeeds::default(), FrameDecoders::default());
+        Self { origin, log, counters, waiting, lent, decoders, news, changed, head }
     }
 
     fn news(&self) -> MutexGuard<'_, HeadNews> {

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use lru::LruCache;
 
-use crate::frame::{EpochItem, EpochList, FrameDecoder, FrameEntry, IndexEntry, MunroFrames, Part};
+use crate::frame::{
+    EpochItem, EpochList, FrameDecoders, FrameEntry, IndexEntry, MunroFrames, Part,
+};
 use crate::head::Head;
 use crate::limits::GRANULE_LAYER;
 use crate::tree::VerifiedMunro;
@@ -31,7 +33,7 @@ pub(super) struct Framed {
     epochs: Mutex<(u64, Arc<EpochList>)>,
     records: Mutex<LruCache<u64, Option<Arc<MunroFrames>>>>,
     decoded: Mutex<Decoded>,
-    decoders: Mutex<Vec<FrameDecoder>>,
+    decoders: FrameDecoders,
 }
 
 struct Decoded {
@@ -45,7 +47,7 @@ impl Framed {
             epochs: Mutex::default(),
             records: Mutex::new(LruCache::new(RECORDS_MAX)),
             decoded: Mutex::new(Decoded { runs: LruCache::unbounded(), bytes: 0 }),
-            decoders: Mutex::default(),
+            decoders: FrameDecoders::default(),
         }
     }
 }
@@ -193,11 +195,7 @@ impl OriginLog {
             return Ok(known.clone());
         }
         let frame = self.read_stored(entry.range)?;
-        let decoder = lock(&self.framed().decoders).pop();
-        let mut decoder = decoder.unwrap_or_default();
-        let bytes = Bytes::from(decoder.decode(entry, &frame, &[])?);
-        // As many as threads read at once.
-        lock(&self.framed().decoders).push(decoder);
+        let bytes = Bytes::from(self.framed().decoders.decode(entry, &frame, &[])?);
         if !nodes.wrong(entry.blocks(), &bytes).is_empty() {
             return Err(ReadError::Damaged { blocks: entry.blocks() });
         }

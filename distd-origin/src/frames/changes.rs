@@ -5,10 +5,10 @@ use distd_core::frame::{AS_IS, Operation, WORD_BYTES};
 
 use super::matching::{Copy, equal_bytes};
 
-/// So many bytes without a change are a copy of their own, in which nothing is guessed: that saves time,
-/// not bytes. Measured on Python wheels (delta frames, CPU seconds to decode all on a busy machine): 1024:
-/// 459 KB, 0.5 s; 4096: 404 KB, 1.6 s; 8192: 383 KB, 1.6 s; on two kernel packages 6.44, 6.41, 6.40 MB.
-const AS_IS_BYTES_MIN: usize = 8192;
+/// So many bytes without a change are a copy of their own, in which nothing is guessed. Measured on Python
+/// wheels (what the operations and words of all delta frames take; how fast they are decoded is the same):
+/// 8192: 466 KB, 16384: 456 KB, 32768: 455 KB.
+const AS_IS_BYTES_MIN: usize = 32768;
 
 /// What makes `new` of `base`: its copies, and literals between them.
 pub fn operations(copies: &[Copy], base: &[u8], new: &[u8]) -> Vec<Operation> {

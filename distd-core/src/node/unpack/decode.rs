@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::frame::{FrameDecoder, FrameError};
+use crate::frame::{FrameDecoders, FrameError};
 use crate::limits::BLOCK_BYTES;
 use crate::node::swarm::Shared;
 use crate::store::{PutError, ReadError};
@@ -65,7 +65,7 @@ pub(super) fn decode(
     borrows: bool,
 ) -> Result<Decoded, Refused> {
     let (bases, lent) = read_bases(shared, chosen, borrows)?;
-    let run = match make(chosen, frame, &bases) {
+    let run = match make(&shared.decoders, chosen, frame, &bases) {
         Err(source) if !lent.is_empty() => {
             for base in &lent {
                 shared.lent.forget(*base);
@@ -111,8 +111,13 @@ fn read_bases(
 }
 
 /// What a frame decodes to, verified.
-fn make(chosen: &Chosen, frame: &[u8], bases: &[u8]) -> Result<VerifiedRun, Refused> {
+fn make(
+    decoders: &FrameDecoders,
+    chosen: &Chosen,
+    frame: &[u8],
+    bases: &[u8],
+) -> Result<VerifiedRun, Refused> {
     let Chosen { record, entry, .. } = chosen;
-    let bytes = FrameDecoder::new().decode(entry, frame, bases)?;
+    let bytes = decoders.decode(entry, frame, bases)?;
     Ok(record.verify(&mut MunroTree::new(*record.munro()), entry.bin, Bytes::from(bytes))?)
 }
