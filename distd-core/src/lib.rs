@@ -11,6 +11,7 @@ pub mod node;
 pub mod ppspp;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod size;
 pub mod store;
 pub mod tree;
 pub mod unit;

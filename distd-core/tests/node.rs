@@ -91,7 +91,8 @@ struct Origin {
 impl Origin {
     fn serve(dir: &Path, listen: SocketAddr) -> Self {
         let log = Arc::new(OriginLog::open(dir).expect("a log"));
-        let options = ServeOptions { listen, heartbeat: Duration::from_secs(1) };
+        let heartbeat = Duration::from_secs(1);
+        let options = ServeOptions { listen, heartbeat, upload: None };
         let server = OriginServer::open(log, key(), &options).expect("binds");
         let address = server.address();
         let (stop, stopped) = oneshot::channel();

@@ -1,13 +1,15 @@
 //! What people type: `distd-fs`.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use distd_core::manifest::DEFAULT_PORT;
-use distd_core::node::Audience;
+use distd_core::node::{Audience, Rates};
+use distd_core::size::{parse_rate, parse_size};
 use distd_core::unit::HumanBytes;
 
 use crate::control::{self, Answer, CallError, GetRequest, MountRequest, Request};
@@ -23,7 +25,6 @@ use crate::peers;
 use crate::progress;
 use crate::relay::{self, RelayOptions};
 use crate::report;
-use crate::size::parse_size;
 use crate::target::Target;
 
 /// What the node may take beyond a mount's own timeout: starting, opening a large cache.
@@ -172,6 +173,12 @@ enum Command {
         /// Whom to ask for other peers, and to tell of them: none, local or all.
         #[arg(long, value_name = "WHOM", default_value = "local", value_parser = parse_serve)]
         pex: Audience,
+        /// Send at most so many bytes of data a second, such as 10M.
+        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+        upload: Option<NonZeroU64>,
+        /// Ask for at most so many bytes a second, such as 10M.
+        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+        download: Option<NonZeroU64>,
     },
     /// The cache: size, limit, eviction.
     #[command(subcommand)]
@@ -205,6 +212,12 @@ enum Command {
         /// Whom to ask for other peers, and to tell of them: none, local or all.
         #[arg(long, default_value = "local", value_parser = parse_serve)]
         pex: Audience,
+        /// Send at most so many bytes of data a second, such as 10M.
+        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+        upload: Option<NonZeroU64>,
+        /// Ask for at most so many bytes a second, such as 10M.
+        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+        download: Option<NonZeroU64>,
     },
 }
 
@@ -340,7 +353,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             let request = Request::Unpin { path: (&*named(path)?).into() };
             report::print(cli.json, cli.quiet, &ask(&request)?, report::unpinned);
         }
-        Command::Relay { sources, listen, quota, pin, nolan, serve, pex } => {
+        Command::Relay { sources, listen, quota, pin, nolan, serve, pex, upload, download } => {
             let (cache, quota_bytes) = (cache()?, quota.and_then(|limit| limit.0));
             make_parent(&cache)?;
             let daemon = DaemonOptions {
@@ -351,6 +364,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 lan: !*nolan,
                 serve: *serve,
                 pex: *pex,
+                rates: Rates { upload: *upload, download: *download },
             };
             let targets = sources.iter().map(|source| Target::resolve(source));
             let targets = targets.collect::<Result<_, _>>()?;
@@ -366,7 +380,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             );
         }
         Command::Attach { order } => attach::main(order).map_err(Complaint::failure)?,
-        Command::Node { quota, listen, nolan, serve, pex } => {
+        Command::Node { quota, listen, nolan, serve, pex, upload, download } => {
             let (quota_bytes, listen) = (*quota, *listen);
             launch::run_node(&DaemonOptions {
                 cache: cache()?,
@@ -376,6 +390,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
                 lan: !*nolan,
                 serve: *serve,
                 pex: *pex,
+                rates: Rates { upload: *upload, download: *download },
             })?;
         }
     }
@@ -417,6 +432,7 @@ pub(crate) fn mount_command(
         lan: options.lan,
         serve: options.serve,
         pex: options.pex,
+        rates: options.rates,
     };
     make_parent(&cache)?;
     if foreground {
@@ -498,15 +514,7 @@ fn watched(cli: &Cli, cache: &Path, request: &Request) -> Answer {
 
 fn start_if_needed(cache: &Path, request: &Request) -> Answer {
     make_parent(cache)?;
-    let options = DaemonOptions {
-        cache: cache.to_owned(),
-        quota_bytes: None,
-        listen: None,
-        relay: false,
-        lan: true,
-        serve: Audience::default(),
-        pex: Audience::default(),
-    };
+    let options = DaemonOptions::new(cache.to_owned());
     launch::call_or_start(&options, request, MOUNT_SLACK)
 }
 
@@ -560,15 +568,7 @@ fn cache_command(cli: &Cli, cache: &Path, command: &CacheCommand) -> Result<(), 
 /// Does what is asked in a node that lives just for that.
 fn alone(cache: &Path, request: Request) -> Answer {
     use crate::control::Responder;
-    let options = DaemonOptions {
-        cache: cache.to_owned(),
-        quota_bytes: None,
-        listen: None,
-        relay: false,
-        lan: true,
-        serve: Audience::default(),
-        pex: Audience::default(),
-    };
+    let options = DaemonOptions::new(cache.to_owned());
     let daemon = Daemon::start(&options)?;
     let answer = Doorkeeper(std::sync::Arc::clone(&daemon)).respond(request);
     daemon.end();

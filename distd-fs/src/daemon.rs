@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use distd_core::manifest::profile_text;
-use distd_core::node::{Audience, Node, NodeError, NodeOptions, Swarm};
+use distd_core::node::{Audience, Node, NodeError, NodeOptions, Rates, Swarm};
 use distd_core::store::OpenError;
 use serde_json::{Value, json};
 
@@ -54,6 +54,24 @@ pub struct DaemonOptions {
     pub serve: Audience,
     /// Whom it asks for other peers, and tells of them.
     pub pex: Audience,
+    /// How much it sends and asks for in a second at the most.
+    pub rates: Rates,
+}
+
+impl DaemonOptions {
+    /// A node of this cache that is set up as usual.
+    pub fn new(cache: PathBuf) -> Self {
+        Self {
+            cache,
+            quota_bytes: None,
+            listen: None,
+            relay: false,
+            lan: true,
+            serve: Audience::default(),
+            pex: Audience::default(),
+            rates: Rates::default(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -117,6 +135,7 @@ impl Daemon {
         node_options.quota_bytes = options.quota_bytes;
         (node_options.relay, node_options.lan) = (options.relay, options.lan);
         (node_options.serve, node_options.pex) = (options.serve, options.pex);
+        node_options.rates = options.rates;
         if let Some(listen) = options.listen {
             node_options.listen = listen;
         }

@@ -77,6 +77,12 @@ fn start(options: &DaemonOptions) -> Result<(), Complaint> {
         command.arg("--nolan");
     }
     command.args(["--serve", options.serve.as_str(), "--pex", options.pex.as_str()]);
+    let rates = [("--upload", options.rates.upload), ("--download", options.rates.download)];
+    for (name, rate) in rates {
+        if let Some(rate) = rate {
+            command.args([name, &rate.to_string()]);
+        }
+    }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
     let Some(stdout) = child.stdout.take() else { return Ok(()) };
     let (sender, receiver) = mpsc::sync_channel(1);

@@ -24,6 +24,5 @@ mod peers;
 mod progress;
 pub mod relay;
 mod report;
-pub mod size;
 mod swarm;
 pub mod target;

@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use distd_core::node::Audience;
+use distd_core::node::{Audience, Rates};
+use distd_core::size::{parse_rate, parse_size};
 use serde::{Deserialize, Serialize};
-
-use crate::size::parse_size;
 
 /// Who may use a mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +92,8 @@ pub struct Options {
     pub serve: Audience,
     /// Whom it asks for other peers, and tells of them.
     pub pex: Audience,
+    /// How much the node sends and asks for in a second at the most.
+    pub rates: Rates,
     /// The directory may hold files.
     pub nonempty: bool,
 }
@@ -118,6 +119,7 @@ impl Default for Options {
             lan: true,
             serve: Audience::default(),
             pex: Audience::default(),
+            rates: Rates::default(),
             nonempty: false,
         }
     }
@@ -155,8 +157,8 @@ pub enum OptionError {
 }
 
 const KNOWN: &str = "allow_other, allow_root, allow_stale, cache=DIR, default_permissions, \
-dev, exec, hold, lan, listen=ADDR:PORT, nodev, noexec, nolan, nonempty, nosuid, prefetch=none|meta|profile|full, \
-pex=none|local|all, quota=BYTES, ro, serve=none|local|all, suid, timeout=SECONDS, view=auto|erofs|tree";
+dev, download=RATE, exec, hold, lan, listen=ADDR:PORT, nodev, noexec, nolan, nonempty, nosuid, prefetch=none|meta|profile|full, \
+pex=none|local|all, quota=BYTES, ro, serve=none|local|all, suid, timeout=SECONDS, upload=RATE, view=auto|erofs|tree";
 
 /// Options of mount(8) and of fstab that say nothing to a read-only, immutable file system.
 const GENERIC: [&str; 38] = [
@@ -249,6 +251,13 @@ impl Options {
                     let audience = parse_audience(value);
                     self.serve = audience.ok_or(wrong("none, local or all"))?;
                 }
+                "upload" | "download" => {
+                    let rate = parse_rate(value).ok();
+                    let rate = rate.ok_or(wrong("bytes a second, such as 500K or 10M"))?;
+                    let rates = &mut self.rates;
+                    *(if name == "upload" { &mut rates.upload } else { &mut rates.download }) =
+                        Some(rate);
+                }
                 "pex" => {
                     let audience = parse_audience(value);
                     self.pex = audience.ok_or(wrong("none, local or all"))?;
@@ -320,6 +329,8 @@ fn is_private(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::*;
 
     fn parse(list: &str) -> Result<Options, OptionError> {
@@ -356,6 +367,9 @@ mod tests {
         {
             assert_eq!(parse(list).expect("known").mount.view, expected, "{list}");
         }
+        let limited = parse("upload=500K,download=10M").expect("known").rates;
+        assert_eq!(limited.upload, NonZeroU64::new(500 << 10));
+        assert_eq!(limited.download, NonZeroU64::new(10 << 20));
         assert_eq!(parse("pex=all").expect("known").pex, Audience::All);
         for (list, expected) in [
             ("background=none", Prefetch::None),
@@ -383,6 +397,8 @@ mod tests {
             "serve=everybody",
             "view=fuse",
             "pex=yes",
+            "upload=0",
+            "download=fast",
         ] {
             assert!(matches!(parse(list), Err(OptionError::Value { .. })), "{list}");
         }

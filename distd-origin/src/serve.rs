@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -42,11 +43,12 @@ pub fn default_listen() -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, DEFAULT_PORT).into()
 }
 
-/// Serves until SIGTERM or SIGINT. `ready` is told the URLs when the socket is open, one for each
+/// Serves until SIGTERM or SIGINT, at most so many bytes of data a second. `ready` is told the URLs when the socket is open, one for each
 /// track; `announced` the log's length in munros, each time that a publish is announced.
 pub fn serve(
     repo: &Repo,
     listen: SocketAddr,
+    upload: Option<NonZeroU64>,
     ready: impl FnOnce(SocketAddr, &[String]),
     mut announced: impl FnMut(u64),
 ) -> Result<(), ServeError> {
@@ -60,7 +62,7 @@ pub fn serve(
         tracks.push("TRACK".to_owned());
     }
     let stop = stop_signal().map_err(ServeError::Signals)?;
-    let options = ServeOptions { listen, heartbeat: HEARTBEAT };
+    let options = ServeOptions { listen, heartbeat: HEARTBEAT, upload };
     let server = OriginServer::open(Arc::new(log), repo.key()?, &options)?;
     let address = server.address();
     let noted = Announced::hold(&repo.announced_path()).inspect_err(|error| {

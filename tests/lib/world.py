@@ -64,11 +64,11 @@ class World:
         result = self.origin("publish", source, "--track", track, "--release", release, "--json", *more, **options)
         return json.loads(result.out) if result.code == 0 else result
 
-    def serve(self, port=PORT):
+    def serve(self, port=PORT, *more):
         """Starts `serve` and returns once it is ready; `self.id` and `self.url()` work from then on."""
         log = (self.dir / f"serve-{len(self.servers)}.log").open("w+", encoding="utf-8")
         env = {"DISTD_REPO": str(self.repo)}
-        server = hosts.start(ORIGIN, self.distd_origin, "serve", "--listen", f"{ADDRESS[ORIGIN]}:{port}", out=log, err=log, env=env)
+        server = hosts.start(ORIGIN, self.distd_origin, "serve", "--listen", f"{ADDRESS[ORIGIN]}:{port}", *more, out=log, err=log, env=env)
         self.servers.append(server)
 
         def announced():

@@ -181,3 +181,28 @@ def a_profile_is_fetched_in_advance(world):
     profile.write_text("nonsense\n")
     refused = world.publish(source, "v3", "stable", "--profile", profile, code=2)
     assert "line 1" in refused.err, refused.err
+
+
+@promise(seconds=120)
+def limits_of_bytes_a_second_are_kept(world):
+    """8 MiB at 2 MiB a second: by what the node asks for, and by what the origin sends."""
+    source = world.dir / "source"
+    source.mkdir()
+    for name in ("first", "second"):
+        tree.incompressible(source / name, 8 * tree.MIB, seed=name)
+    world.published(source)
+    mount = world.mount(options="download=2M")
+
+    def seconds(name):
+        begin = time.monotonic()
+        compare.digest(mount / name)
+        return time.monotonic() - begin
+
+    asked = seconds("first")
+    world.umount()
+    world.stop(world.servers[0])
+    world.serve(7574, "--upload", "2M")
+    world.mount()
+    sent = seconds("second")
+    print(f"download limited {asked:.2f} s, upload limited {sent:.2f} s of 4 s")
+    assert 3.8 < asked < 5.5 and 3.8 < sent < 5.5, (asked, sent)

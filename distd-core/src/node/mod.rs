@@ -31,7 +31,7 @@ mod status;
 mod swarm;
 mod unpack;
 
-pub use crate::ppspp::engine::Audience;
+pub use crate::ppspp::engine::{Audience, Rates};
 pub use clock::unix_now_s;
 pub use follow::TrustedHead;
 pub use reading::{Purpose, ReadError};

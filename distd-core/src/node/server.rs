@@ -2,20 +2,21 @@
 //! meanwhile, and signs the newest munro afresh so that nodes know that it is the newest.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
 use crate::keys::{NtpTime, OriginKey};
-use crate::ppspp::engine::{Audience, Event, Role, SwarmKey, SwarmOptions};
+use crate::ppspp::engine::{Audience, Event, Rates, Role, SwarmKey, SwarmOptions};
 use crate::store::{Commit, OriginLog};
 use crate::tree::{SignedMunro, VerifiedMunro};
 use crate::unit::{BlockRange, MunroIndex};
 
 use super::commit_watch::CommitWatch;
 use super::driver::Driver;
-use super::service::{NodeError, open_driver};
+use super::service::{Conduct, NodeError, open_driver};
 
 /// How often the commit file is looked at even if nobody says that it was replaced.
 const COMMIT_POLL: Duration = Duration::from_secs(1);
@@ -27,6 +28,8 @@ pub struct ServeOptions {
     pub listen: SocketAddr,
     /// How often the newest munro is signed afresh.
     pub heartbeat: Duration,
+    /// Bytes of data that are sent in a second at the most.
+    pub upload: Option<NonZeroU64>,
 }
 
 /// What becomes of a server.
@@ -64,8 +67,12 @@ impl OriginServer {
         key: OriginKey,
         options: &ServeOptions,
     ) -> Result<Self, NodeError> {
-        let (runtime, driver, address) =
-            open_driver(options.listen, Audience::All, Audience::None)?;
+        let conduct = Conduct {
+            audience: Audience::All,
+            exchange: Audience::None,
+            rates: Rates { upload: options.upload, download: None },
+        };
+        let (runtime, driver, address) = open_driver(options.listen, conduct)?;
         Ok(Self { runtime, driver, address, heartbeat: options.heartbeat, log, key })
     }
 

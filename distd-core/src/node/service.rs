@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use crate::keys::OriginId;
 use crate::manifest::PeerAddress;
-use crate::ppspp::engine::{Audience, Engine, EngineConfig, Networks, Role};
+use crate::ppspp::engine::{Audience, Engine, EngineConfig, Networks, Rates, Role};
 use crate::store::{Cache, CacheOptions, OpenError};
 
 use super::driver::Driver;
@@ -70,6 +70,8 @@ pub struct NodeOptions {
     pub serve: Audience,
     /// Whom it asks for other peers, and tells of them.
     pub pex: Audience,
+    /// How much it sends and asks for in a second at the most.
+    pub rates: Rates,
 }
 
 impl NodeOptions {
@@ -85,6 +87,7 @@ impl NodeOptions {
             lan: false,
             serve: Audience::Local,
             pex: Audience::Local,
+            rates: Rates::default(),
         }
     }
 }
@@ -173,7 +176,9 @@ impl Node {
 
         let answer = move || answering.into_iter().for_each(|(done, result)| done(result));
         let answerer = spawn("distd-answer", answer).map_err(start("answering thread"))?;
-        let (listen, audiences) = (options.listen, [options.serve, options.pex]);
+        let (listen, rates) = (options.listen, options.rates);
+        let (audience, exchange) = (options.serve, options.pex);
+        let conduct = Conduct { audience, exchange, rates };
         let role = if options.relay { Role::Relay } else { Role::Node };
         let (jobs, unpacking) = mpsc::channel(unpack::JOBS_MAX);
         let weak = commands.downgrade();
@@ -182,7 +187,7 @@ impl Node {
         let (hasher, hashing) = Hasher::start().map_err(start("hashing thread"))?;
         let (keeper, keeping) = Keeper::start().map_err(start("writing thread"))?;
         let helpers = Helpers { answers, hasher, keeper };
-        let network = move || match open_loop(listen, audiences, role, receiver, helpers, jobs) {
+        let network = move || match open_loop(listen, conduct, role, receiver, helpers, jobs) {
             Ok((runtime, event_loop, address)) => {
                 // The starter waits for this; if it is gone, so will the commands be.
                 let _ = ready.send(Ok((runtime.handle().clone(), address)));
@@ -387,21 +392,31 @@ pub(super) fn spawn(
 /// Makes the runtime and the loop on the thread that will run them.
 fn open_loop(
     listen: SocketAddr,
-    [serve, pex]: [Audience; 2],
+    conduct: Conduct,
     role: Role,
     commands: mpsc::Receiver<Command>,
     helpers: Helpers,
     jobs: mpsc::Sender<unpack::Job>,
 ) -> Result<(tokio::runtime::Runtime, EventLoop, SocketAddr), NodeError> {
-    let (runtime, driver, address) = open_driver(listen, serve, pex)?;
+    let (runtime, driver, address) = open_driver(listen, conduct)?;
     Ok((runtime, EventLoop::new(driver, role, commands, helpers, jobs), address))
+}
+
+/// How a process deals with its peers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conduct {
+    /// Whom it serves.
+    pub(super) audience: Audience,
+    /// Whom it asks for other peers, and tells of them.
+    pub(super) exchange: Audience,
+    /// Limits.
+    pub(super) rates: Rates,
 }
 
 /// A runtime for one thread, and an engine on a socket in it.
 pub(super) fn open_driver(
     listen: SocketAddr,
-    audience: Audience,
-    exchange: Audience,
+    conduct: Conduct,
 ) -> Result<(tokio::runtime::Runtime, Driver, SocketAddr), NodeError> {
     let start = |what| move |source| NodeError::Start { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -415,8 +430,11 @@ pub(super) fn open_driver(
     let bind = |source| NodeError::Bind { address: listen, source };
     let socket = Socket::bind(listen).map_err(bind)?;
     let networks = networks();
+    let Conduct { audience, exchange, rates } = conduct;
     let config = EngineConfig { networks, audience, exchange, ..EngineConfig::new(rng_seed) };
-    let driver = Driver::new(Engine::new(config, Instant::now()), socket);
+    let mut engine = Engine::new(config, Instant::now());
+    engine.set_rates(Instant::now(), rates);
+    let driver = Driver::new(engine, socket);
     let address = driver.local_address().map_err(bind)?;
     drop(guard);
     Ok((runtime, driver, address))

@@ -1,11 +1,13 @@
 //! What the command line may say.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use distd_core::manifest::PeerAddress;
+use distd_core::size::parse_rate;
 
 use crate::publish::{LEVEL_DEFAULT, LEVEL_MAX};
 
@@ -73,6 +75,9 @@ pub(super) enum Command {
         /// UDP address and port (default: all addresses, port 7574; port 0: any free one)
         #[arg(long, value_name = "ADDR:PORT")]
         listen: Option<SocketAddr>,
+        /// Send at most so many bytes of data a second, such as 10M (default: no limit)
+        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+        upload: Option<NonZeroU64>,
     },
     /// List tracks and releases
     List,

@@ -138,12 +138,12 @@ fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CommandError> {
         Command::Metainfo { track, address, output: file } => {
             run_metainfo(&repo()?, track.name(), address, file.as_deref(), output)
         }
-        Command::Serve { listen } => {
+        Command::Serve { listen, upload } => {
             output.start_log();
             let listen = listen.unwrap_or_else(default_listen);
             let ready = |address: SocketAddr, urls: &[String]| output.serving(address, urls);
             let announced = |munros| tracing::info!(munros, "announced");
-            serve(&repo()?, listen, ready, announced)?;
+            serve(&repo()?, listen, *upload, ready, announced)?;
             Ok(Exit::Success)
         }
         Command::Completions { shell } => {

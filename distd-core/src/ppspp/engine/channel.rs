@@ -110,6 +110,8 @@ pub(super) struct Flags {
     pub(super) keep_alive: bool,
     /// Waits for room to read.
     pub(super) starved: bool,
+    /// Has data to send, and waits for the limit.
+    pub(super) limited: bool,
 }
 
 impl Channel {

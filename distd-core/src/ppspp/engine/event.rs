@@ -1,6 +1,7 @@
 //! What goes in and comes out of the engine: its identifiers, options, events and reports.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -113,6 +114,15 @@ pub struct EngineConfig {
     pub audience: Audience,
     /// Whom it asks for other peers, and tells of them (RFC 7574 §3.10).
     pub exchange: Audience,
+}
+
+/// Limits in bytes a second; `None`: as much as lines and congestion control give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Datagrams of data sent to peers.
+    pub upload: Option<NonZeroU64>,
+    /// Blocks asked of peers, whether somebody waits for them or not.
+    pub download: Option<NonZeroU64>,
 }
 
 impl EngineConfig {

@@ -306,6 +306,7 @@ impl Engine {
                         self.mark_dirty(key);
                     }
                 }
+                Timer::Upload => self.on_upload_timer(),
                 Timer::Link(key, address) => {
                     let Some(swarm) = self.swarms.get_mut(&key) else { continue };
                     let Some(link) = swarm.links.get_mut(&address) else { continue };

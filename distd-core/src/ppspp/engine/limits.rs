@@ -56,6 +56,14 @@ pub const ANNOUNCE_REPEAT: Duration = Duration::from_millis(150);
 /// Wait before the rightmost signed munro is repeated to a peer that is otherwise idle.
 pub const TUNE_IN_REPEAT: Duration = Duration::from_millis(100);
 
+/// What a limit of bytes a second lets through at once: such a part of it, but at least
+/// [`BURST_BYTES_MIN`].
+pub const BURSTS_PER_SECOND: u64 = 20;
+/// Bytes of a burst at the least; a granule must be less.
+pub const BURST_BYTES_MIN: u64 = 64 << 10;
+/// Where sending waits for a limit, it waits for so many bytes, or for a hundredth of a second.
+pub const LIMITED_BYTES: u64 = 4 << 10;
+
 /// Runs that are wanted or in flight, per swarm; what is beyond stays an interval.
 pub const RUNS_MAX: usize = 16_384;
 /// Fetches at the same time, per swarm; a further one fails at once.

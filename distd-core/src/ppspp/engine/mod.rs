@@ -21,12 +21,14 @@
 //! | `fetch`, `picker`, `source`, `flight`, `offered` | what is wanted, of whom, and what is there of it |
 //! | `circle`, `turns` | who of a level owns what, and who fetches it from above |
 //! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
+//! | `bucket` | what limits of bytes a second leave |
 //! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
 //! | `pex` | who else there is |
 //! | `report`, `meter`, `networks` | how peers stand, how fast bytes pass, who is near |
 
 mod acks;
 mod announce;
+mod bucket;
 mod channel;
 mod circle;
 mod dial;
@@ -70,10 +72,11 @@ use crate::ppspp::codec::ChannelId;
 use crate::tree::{StoredRun, VerifiedMunro};
 use crate::unit::BlockRange;
 
+use bucket::Bucket;
 use channel::{ChannelIndex, Channels};
 pub use event::{
     Audience, Class, DiskId, DiskRequest, DownReason, EngineConfig, EngineCounters, Event,
-    FetchError, FetchId, HashId, HashRequest, Role, SwarmCounters, SwarmKey, SwarmOptions,
+    FetchError, FetchId, HashId, HashRequest, Rates, Role, SwarmCounters, SwarmKey, SwarmOptions,
     Transmit,
 };
 use half_open::HalfOpenTable;
@@ -102,6 +105,11 @@ pub struct Engine {
     /// Addresses that lied, until when.
     bans: BTreeMap<SocketAddr, dial::Ban>,
     timers: Timers,
+    /// What limits leave, where there are any.
+    upload: Option<Bucket>,
+    download: Option<Bucket>,
+    /// When sending goes on that waits for the limit.
+    upload_armed: Option<Instant>,
     queues: Queues,
     /// Reads that the disk was asked for, and for which channel.
     reads: BTreeMap<DiskId, ChannelIndex>,
@@ -123,6 +131,8 @@ struct Queues {
     /// Channels with data to send, waited ones first.
     serving: VecDeque<ChannelIndex>,
     urgent: VecDeque<ChannelIndex>,
+    /// Channels with data to send that the limit holds back.
+    limited: VecDeque<ChannelIndex>,
     /// Channels whose timers must be looked at.
     touched: Vec<ChannelIndex>,
     /// Channels that wait for room to read.
@@ -149,6 +159,9 @@ impl Engine {
             half_open: HalfOpenTable::default(),
             bans: BTreeMap::new(),
             timers: Timers::default(),
+            upload: None,
+            download: None,
+            upload_armed: None,
             queues: Queues::default(),
             reads: BTreeMap::new(),
             next_read: 0,
@@ -372,6 +385,12 @@ impl Engine {
             channel.near = self.config.networks.hold(channel.address.ip());
             channel.served = serve && self.config.serves(channel.address);
         }
+    }
+
+    /// All swarms together send and ask for no more than this from now on.
+    pub fn set_rates(&mut self, now: Instant, rates: Rates) {
+        self.upload = rates.upload.map(|rate| Bucket::new(rate, now));
+        self.download = rates.download.map(|rate| Bucket::new(rate, now));
     }
 
     /// What a swarm has moved.

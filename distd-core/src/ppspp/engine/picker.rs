@@ -23,13 +23,36 @@ use super::source::Ask;
 use super::swarm::Swarm;
 use super::turns::{Climb, Piece, Step, Want, stretch_of};
 
-/// Gives runs their sources; `budget` is what may be asked for in all, in bytes. Names the
+/// What may be asked for in all, in bytes.
+pub(super) struct Budget {
+    /// What memory leaves for what nobody waits for.
+    pub(super) memory: u64,
+    /// What the limit leaves.
+    pub(super) line: u64,
+}
+
+impl Budget {
+    fn of(&self, class: Class) -> u64 {
+        match class {
+            // The budget of memory never refuses a reader's run for prefetched bytes.
+            Class::Waited => self.line,
+            Class::Background => self.line.min(self.memory),
+        }
+    }
+
+    fn take(&mut self, bytes: u64) {
+        self.memory = self.memory.saturating_sub(bytes);
+        self.line = self.line.saturating_sub(bytes);
+    }
+}
+
+/// Gives runs their sources, within a budget. Names the
 /// channels that have something to ask.
 pub(super) fn plan(
     now: Instant,
     swarm: &mut Swarm,
     channels: &mut Channels,
-    budget: &mut u64,
+    budget: &mut Budget,
 ) -> Vec<ChannelIndex> {
     let mut asked = Vec::new();
     for (index, first) in std::mem::take(&mut swarm.ledger.withdrawn) {
@@ -59,7 +82,7 @@ pub(super) fn plan(
         swarm.hopeless = hopeless_errands(swarm, channels, least);
     }
     assign_pending(now, swarm, channels, budget, &mut asked);
-    hedge(now, swarm, channels, &mut asked);
+    hedge(now, swarm, channels, budget, &mut asked);
     deal_background(now, swarm, channels, budget, &mut asked);
     asked
 }
@@ -119,7 +142,7 @@ fn assign_pending(
     now: Instant,
     swarm: &mut Swarm,
     channels: &mut Channels,
-    budget: &mut u64,
+    budget: &mut Budget,
     asked: &mut Vec<ChannelIndex>,
 ) {
     let (mut misses, mut parked) = (0, false);
@@ -138,8 +161,7 @@ fn assign_pending(
             swarm.ledger.pending.remove(&place);
             continue;
         };
-        // The budget bounds memory; a reader's run is never refused for prefetched bytes.
-        if place.0 == Class::Background && *budget < bytes {
+        if budget.of(place.0) < bytes {
             break;
         }
         match choose(now, swarm, channels, place.2) {
@@ -151,7 +173,7 @@ fn assign_pending(
                 parked = true;
             }
             Choice::Source(index, address) => {
-                *budget = budget.saturating_sub(bytes);
+                budget.take(bytes);
                 ask(now, swarm, channels, place.2, index, address);
                 asked.push(index);
             }
@@ -174,7 +196,13 @@ fn assign_pending(
 }
 
 /// Runs that are late get a second source.
-fn hedge(now: Instant, swarm: &mut Swarm, channels: &mut Channels, asked: &mut Vec<ChannelIndex>) {
+fn hedge(
+    now: Instant,
+    swarm: &mut Swarm,
+    channels: &mut Channels,
+    budget: &mut Budget,
+    asked: &mut Vec<ChannelIndex>,
+) {
     for first in std::mem::take(&mut swarm.ledger.hedges) {
         if swarm.ledger.run(first).is_none_or(|run| run.sources.len() >= SOURCES_PER_RUN) {
             continue;
@@ -182,6 +210,7 @@ fn hedge(now: Instant, swarm: &mut Swarm, channels: &mut Channels, asked: &mut V
         match choose(now, swarm, channels, first) {
             Choice::Source(index, address) => {
                 swarm.counters.hedged_runs += 1;
+                budget.take(swarm.ledger.run(first).map_or(0, |run| run.bin.byte_len()));
                 ask(now, swarm, channels, first, index, address);
                 asked.push(index);
             }
@@ -216,7 +245,7 @@ fn deal_background(
     now: Instant,
     swarm: &mut Swarm,
     channels: &mut Channels,
-    budget: &mut u64,
+    budget: &mut Budget,
     asked: &mut Vec<ChannelIndex>,
 ) {
     let (flat, epoch) = (swarm.turns.is_flat(), swarm.turns.epoch);
@@ -240,7 +269,7 @@ fn deal_rank(
     swarm: &mut Swarm,
     channels: &mut Channels,
     members: &[(usize, ChannelIndex)],
-    budget: &mut u64,
+    budget: &mut Budget,
     asked: &mut Vec<ChannelIndex>,
 ) {
     let mut idle = 0;
@@ -251,7 +280,10 @@ fn deal_rank(
         let mut runs = 0;
         while runs < STRETCH_RUNS {
             let Some(channel) = channels.get(index) else { break };
-            let room = channel.source.room(Class::Background, &channel.rtt).min(*budget);
+            let room = channel
+                .source
+                .room(Class::Background, &channel.rtt)
+                .min(budget.of(Class::Background));
             let granule = crate::limits::GRANULE_BYTES;
             if channel.source.is_silent() || room < granule {
                 break;
@@ -266,7 +298,7 @@ fn deal_rank(
                 }
                 break;
             };
-            *budget -= swarm.ledger.run(first).map_or(0, |run| run.bin.byte_len());
+            budget.take(swarm.ledger.run(first).map_or(0, |run| run.bin.byte_len()));
             ask(now, swarm, channels, first, index, address);
             runs += 1;
         }

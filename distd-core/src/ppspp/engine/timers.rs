@@ -19,6 +19,8 @@ pub(super) enum Timer {
     Channel(ChannelIndex),
     /// What waits for others' fetches is to be looked at.
     Swarm(SwarmKey),
+    /// Sending goes on that waited for the limit.
+    Upload,
     /// A peer is to be dialled (again).
     Link(SwarmKey, SocketAddr),
 }

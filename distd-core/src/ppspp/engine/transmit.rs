@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
+use crate::limits::GRANULE_BYTES;
 use crate::ppspp::codec::{Message, MessageType, WireClass, WireProfile};
 
 use super::announce::Announcement;
 use super::channel::{ChannelIndex, State};
 use super::event::{Class, FetchError, SwarmKey};
-use super::limits::DATA_DATAGRAM_BYTES;
+use super::limits::{DATA_DATAGRAM_BYTES, LIMITED_BYTES};
 use super::pex::response;
-use super::picker::plan;
+use super::picker::{Budget, plan};
 use super::timers::Timer;
 use super::writer::Writer;
 use super::{Engine, Transmit};
@@ -55,9 +56,20 @@ impl Engine {
             .filter_map(|index| channels.get(*index))
             .map(|channel| channel.source.outstanding)
             .sum();
-        let mut budget = self.config.receive_bytes_max.saturating_sub(outstanding);
+        let line = self.download.as_mut().map(|bucket| bucket.left(now));
+        let mut budget = Budget {
+            memory: self.config.receive_bytes_max.saturating_sub(outstanding),
+            line: line.unwrap_or(u64::MAX),
+        };
         let told = if std::mem::take(&mut swarm.spread) { members.clone() } else { Vec::new() };
         let asked = plan(now, swarm, &mut self.channels, &mut budget);
+        if let (Some(bucket), Some(line)) = (&mut self.download, line) {
+            bucket.take(line - budget.line);
+            if budget.line < GRANULE_BYTES && swarm.ledger.has_work() {
+                let at = bucket.ready_at(GRANULE_BYTES);
+                self.timers.arm(Timer::Swarm(key), at, &mut swarm.armed);
+            }
+        }
         let version = swarm.turns.circle.version();
         let is_new = std::mem::replace(&mut swarm.circle_told, version) != version;
         let told = if is_new { swarm.members.clone() } else { told };
@@ -190,16 +202,25 @@ impl Engine {
         if channel.serve.holds_back(urgency) {
             return;
         }
-        let allowed = channel.serve.allowance(now, urgency);
+        let mut allowed = channel.serve.allowance(now, urgency);
         self.touch(index);
         if allowed < DATA_DATAGRAM_BYTES as u64 {
             return;
+        }
+        if let Some(bucket) = &mut self.upload {
+            allowed = allowed.min(bucket.left(now));
+            if allowed < DATA_DATAGRAM_BYTES as u64 {
+                return self.wait_for_upload(index);
+            }
         }
         let Some(channel) = self.channels.get_mut(index) else { return };
         let before = channel.serve.read_bytes();
         let batch = channel.serve.fill(now, urgency, allowed, channel.remote, timestamp_us);
         self.read_bytes = self.read_bytes - before + channel.serve.read_bytes();
         let (to, key) = (channel.address, channel.swarm);
+        if let Some(bucket) = &mut self.upload {
+            bucket.take(batch.data.len() as u64);
+        }
         for payload in batch.proofs {
             self.send(now, index, Transmit { to, payload, segment_bytes: None });
         }
@@ -214,6 +235,30 @@ impl Engine {
         }
         self.read_ahead(index);
         self.mark_serving(index);
+    }
+
+    /// A channel has data to send when the limit leaves something.
+    fn wait_for_upload(&mut self, index: ChannelIndex) {
+        if let Some(channel) = self.channels.get_mut(index)
+            && !std::mem::replace(&mut channel.flags.limited, true)
+        {
+            self.queues.limited.push_back(index);
+        }
+        if let Some(bucket) = &self.upload {
+            let at = bucket.ready_at(LIMITED_BYTES.max(bucket.rate() / 100));
+            self.timers.arm(Timer::Upload, at, &mut self.upload_armed);
+        }
+    }
+
+    /// The limit leaves something: whoever waits has a turn, in the order in which they came.
+    pub(super) fn on_upload_timer(&mut self) {
+        self.upload_armed = None;
+        for index in std::mem::take(&mut self.queues.limited) {
+            if let Some(channel) = self.channels.get_mut(index) {
+                channel.flags.limited = false;
+                self.mark_serving(index);
+            }
+        }
     }
 
     /// Lets a channel read that waited for others' reads to be sent.

@@ -4,6 +4,7 @@ mod audience;
 mod conformance;
 mod exchange;
 mod hostile;
+mod limited;
 mod reports;
 mod swarming;
 mod transfer;

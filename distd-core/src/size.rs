@@ -1,5 +1,7 @@
 //! Sizes as people write them.
 
+use std::num::NonZeroU64;
+
 /// Parses a whole number with or without a binary unit: `4096`, `500M`, `20G`, `3GiB`.
 pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -14,6 +16,12 @@ pub fn parse_size(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// Parses bytes a second, as [`parse_size`] does; none at all is no limit. An error says what was expected.
+pub fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    let expected = || format!("'{text}': expected bytes a second, such as 500K or 10M");
+    parse_size(text).and_then(NonZeroU64::new).ok_or_else(expected)
 }
 
 #[cfg(test)]
