@@ -9,21 +9,23 @@
 //! A run is a granule where all of its blocks are wanted, else a pair or a block. Waited fetches
 //! become runs at once; background fetches stay intervals until a source has room for more.
 
+mod errands;
+mod runs;
+mod wanted;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::limits::{BLOCK_LAYER, GRANULE_LAYER};
-use crate::unit::{Bin, BlockIndex, BlockRange, ChunkRange};
+use crate::unit::{Bin, BlockRange, ChunkRange};
 
 use super::channel::ChannelIndex;
+use super::climb::{Climb, HOPS, Piece, pieces};
 use super::event::{Class, FetchId, SwarmKey};
 use super::interval::IntervalSet;
-use super::limits::{
-    ERRANDS_MAX, ERRANDS_WAITED_BLOCKS_MAX, FETCHES_MAX, RECOUNT_SPANS_MIN, RUNS_MAX,
-    SOURCES_PER_RUN, TRIED_MAX,
-};
-use super::turns::{Climb, HOPS, Piece, pieces};
+use super::limits::{FETCHES_MAX, RECOUNT_SPANS_MIN, RUNS_MAX};
+use runs::Carved;
 
 /// A range that somebody asked this engine for.
 #[derive(Debug)]
@@ -106,14 +108,6 @@ pub(super) struct Ledger {
     pub(super) grown: bool,
 }
 
-/// How a block became part of a run.
-enum Carved {
-    /// A run that exists already holds it.
-    Joined,
-    /// A new run.
-    Created(u64),
-}
-
 impl Ledger {
     pub(super) fn new(swarm: SwarmKey) -> Self {
         Self {
@@ -188,81 +182,6 @@ impl Ledger {
         true
     }
 
-    /// Fetches blocks `start..end` for peers, as far as that is not under way; `false` if peers have
-    /// asked for too much already. What is under way in the background is fetched again as waited.
-    pub(super) fn insert_errand(&mut self, piece: Piece, class: Class, deadline: Instant) -> bool {
-        let Piece { start, end, hops } = piece;
-        let mut lacking = IntervalSet::default();
-        lacking.insert(start, end);
-        let mut take = |others: &IntervalSet| {
-            others.iter_within(start, end).for_each(|(start, end)| lacking.remove(start, end));
-        };
-        take(&self.errands[Class::Waited.index()]);
-        if class == Class::Background {
-            take(&self.errands[Class::Background.index()]);
-        }
-        if lacking.is_empty() {
-            return true;
-        }
-        if class == Class::Background {
-            let is_wanted = |(start, end)| self.wanted.first_within(start, end).is_some();
-            if lacking.iter().any(is_wanted) {
-                let mut take = |others: &IntervalSet| {
-                    others
-                        .iter_within(start, end)
-                        .for_each(|(start, end)| lacking.remove(start, end));
-                };
-                let ids = self.unplanned[Class::Background.index()].iter();
-                ids.filter_map(|id| self.fetches.get(id)).for_each(|fetch| take(&fetch.todo));
-            }
-        }
-        let waited = self.errands[Class::Waited.index()].count() + lacking.count();
-        if self.errand_count + lacking.len() > ERRANDS_MAX
-            || self.fetches.len() + lacking.len() > FETCHES_MAX
-            || class == Class::Waited && waited > ERRANDS_WAITED_BLOCKS_MAX
-        {
-            return false;
-        }
-        for (start, end) in lacking.iter() {
-            let id = self.next_id();
-            let blocks = BlockRange::new(BlockIndex(start), end - start);
-            self.insert(id, blocks, class, deadline);
-            if let Some(fetch) = self.fetches.get_mut(&id) {
-                (fetch.errand, fetch.hops) = (true, hops);
-            }
-            self.errands[class.index()].insert(start, end);
-            self.errand_count += 1;
-            self.arm.push(id);
-        }
-        true
-    }
-
-    /// What of `awaited` within `blocks` nothing here fetches any more.
-    pub(super) fn unfetched(&self, awaited: &IntervalSet, blocks: BlockRange) -> IntervalSet {
-        let (start, end) = (blocks.start.0, blocks.end().0);
-        let mut left = IntervalSet::default();
-        awaited.iter_within(start, end).for_each(|(start, end)| left.insert(start, end));
-        if left.is_empty() {
-            return left;
-        }
-        for others in &self.errands {
-            others.iter_within(start, end).for_each(|(start, end)| left.remove(start, end));
-        }
-        let is_wanted = |(start, end)| self.wanted.first_within(start, end).is_some();
-        if !left.iter().any(is_wanted) {
-            return left;
-        }
-        let todo = self.unplanned.iter().flatten().filter_map(|id| self.fetches.get(id));
-        for others in todo.map(|fetch| &fetch.todo) {
-            others.iter_within(start, end).for_each(|(start, end)| left.remove(start, end));
-        }
-        let from = (start << BLOCK_LAYER).saturating_sub((1 << GRANULE_LAYER) - 1);
-        for run in self.runs.range(from..end << BLOCK_LAYER).map(|(_, run)| run.bin.chunks()) {
-            left.remove(run.start.0 >> BLOCK_LAYER, run.end.0 >> BLOCK_LAYER);
-        }
-        left
-    }
-
     /// What is left of the background work, in order, cut where stretches end; as many as `count`.
     pub(super) fn background_pieces(&self, count: usize) -> Vec<Piece> {
         let fetches = self.unplanned[Class::Background.index()].iter();
@@ -284,24 +203,6 @@ impl Ledger {
         let is_waited = |place: &Place| place.0 == Class::Waited;
         let waits = |line: &BTreeSet<Place>| line.first().is_some_and(is_waited);
         waits(&self.pending) || waits(&self.parked)
-    }
-
-    /// Whether anything is fetched for peers.
-    pub(super) fn has_errands(&self) -> bool {
-        self.errand_count > 0
-    }
-
-    /// Fetches for peers, at least as urgent, of which `offered` says of no part that somebody has it.
-    pub(super) fn hopeless_errands(
-        &self,
-        least: Class,
-        offered: impl Fn(u64, u64) -> bool,
-    ) -> Vec<FetchId> {
-        let fetches = self.fetches.iter();
-        let errands = fetches.filter(|(_, fetch)| fetch.errand && fetch.class <= least);
-        let hopeless =
-            errands.filter(|(_, fetch)| !offered(fetch.blocks.start.0, fetch.blocks.end().0));
-        hopeless.map(|(id, _)| *id).collect()
     }
 
     /// Members of a hint have nothing of these chunks: runs that wait for them look higher.
@@ -398,140 +299,6 @@ impl Ledger {
         None
     }
 
-    /// Takes the run that begins with block `start` (within `start..end`) off the fetch's `todo`.
-    fn carve(&mut self, id: FetchId, start: u64, end: u64) -> Carved {
-        let Some(fetch) = self.fetches.get_mut(&id) else { return Carved::Joined };
-        let chunk = start << BLOCK_LAYER;
-        if let Some((first, run)) = self.runs.range_mut(..=chunk).next_back()
-            && run.bin.chunks().end.0 > chunk
-        {
-            fetch.todo.remove(start, run.bin.chunks().end.0 >> BLOCK_LAYER);
-            if !run.waiters.contains(&id) {
-                run.waiters.push(id);
-                fetch.runs += 1;
-            }
-            run.deadline = run.deadline.max(fetch.deadline);
-            if fetch.class < run.class {
-                run.class = fetch.class;
-                if run.sources.is_empty() {
-                    let place = (Class::Background, run.ticket, *first);
-                    let (first, class) = (*first, fetch.class);
-                    self.pending.remove(&place);
-                    self.parked.remove(&place);
-                    self.pending.insert((class, run.ticket, first));
-                } else {
-                    self.upgrades.push(*first);
-                }
-            }
-            return Carved::Joined;
-        }
-        let next =
-            self.runs.range(chunk..).next().map_or(u64::MAX, |(next, _)| next >> BLOCK_LAYER);
-        let end = end.min(next);
-        let fits = |layer: &u32| {
-            let blocks = 1 << (layer - BLOCK_LAYER);
-            start.is_multiple_of(blocks) && start + blocks <= end
-        };
-        let layer = (BLOCK_LAYER..=GRANULE_LAYER).rev().find(fits).unwrap_or(BLOCK_LAYER);
-        let bin = Bin::new(layer, start >> (layer - BLOCK_LAYER));
-        fetch.todo.remove(start, bin.chunks().end.0 >> BLOCK_LAYER);
-        fetch.runs += 1;
-        let run = Run {
-            bin,
-            class: fetch.class,
-            deadline: fetch.deadline,
-            waiters: vec![id],
-            sources: Vec::new(),
-            avoid: Vec::new(),
-            ticket: 0,
-            climb: None,
-        };
-        self.runs.insert(chunk, run);
-        Carved::Created(chunk)
-    }
-
-    /// Puts a run without a source in line.
-    fn line_up(&mut self, first: u64) {
-        if let Some(run) = self.runs.get_mut(&first) {
-            if run.ticket == 0 {
-                self.tickets += 1;
-                run.ticket = self.tickets;
-            }
-            self.pending.insert((run.class, run.ticket, first));
-        }
-    }
-
-    /// Nobody has all of this run, but somebody has some of it: its halves go their own ways.
-    pub(super) fn split(&mut self, place: Place) {
-        let (_, ticket, first) = place;
-        self.pending.remove(&place);
-        let Some(run) = self.runs.remove(&first) else { return };
-        for id in &run.waiters {
-            if let Some(fetch) = self.fetches.get_mut(id) {
-                fetch.runs += 1;
-            }
-        }
-        for bin in [run.bin.left(), run.bin.right()].into_iter().flatten() {
-            let first = bin.chunks().start.0;
-            let (class, deadline, avoid) = (run.class, run.deadline, run.avoid.clone());
-            let (waiters, sources) = (run.waiters.clone(), Vec::new());
-            let climb = run.climb;
-            let half = Run { bin, class, deadline, waiters, sources, avoid, ticket, climb };
-            self.runs.insert(first, half);
-            self.pending.insert((class, ticket, first));
-        }
-    }
-
-    /// Nobody has this run: it waits for news.
-    pub(super) fn park(&mut self, place: Place) {
-        self.pending.remove(&place);
-        self.parked.insert(place);
-    }
-
-    /// There is news: a channel, a HAVE, an end of silence.
-    pub(super) fn unpark(&mut self) {
-        self.pending.append(&mut self.parked);
-    }
-
-    /// The run is asked of `channel` from now on.
-    pub(super) fn assign(&mut self, first: u64, channel: ChannelIndex, address: SocketAddr) {
-        let Some(run) = self.runs.get_mut(&first) else { return };
-        self.pending.remove(&(run.class, run.ticket, first));
-        run.sources.push(channel);
-        assert!(run.sources.len() <= SOURCES_PER_RUN, "a run is in a race of two at most");
-        for id in &run.waiters {
-            if let Some(fetch) = self.fetches.get_mut(id)
-                && fetch.tried.len() < TRIED_MAX
-                && fetch.tried.last() != Some(&address)
-                && !fetch.tried.contains(&address)
-            {
-                fetch.tried.push(address);
-            }
-        }
-    }
-
-    /// `channel` will not deliver the run; without another source it stands in line again.
-    pub(super) fn unassign(&mut self, first: u64, channel: ChannelIndex) {
-        let Some(run) = self.runs.get_mut(&first) else { return };
-        run.sources.retain(|source| *source != channel);
-        if run.avoid.len() < TRIED_MAX && !run.avoid.contains(&channel) {
-            run.avoid.push(channel);
-        }
-        if run.sources.is_empty() {
-            self.line_up(first);
-        }
-    }
-
-    /// A channel's index is free for another peer.
-    pub(super) fn forget_channel(&mut self, channel: ChannelIndex) {
-        for run in self.runs.values_mut() {
-            run.avoid.retain(|avoided| *avoided != channel);
-            if let Some(climb) = &mut run.climb {
-                climb.forget_channel(channel);
-            }
-        }
-    }
-
     /// A run is verified: its fetches are served by it. Gives those that are complete.
     pub(super) fn verified(&mut self, bin: Bin, by: ChannelIndex) -> Vec<FetchId> {
         let mut complete = Vec::new();
@@ -621,46 +388,12 @@ impl Ledger {
         self.unwant(&unwanted_blocks);
         Some(fetch.tried)
     }
-
-    /// One fetch fewer wants these blocks, and they are not here. What others may want, too, stays.
-    fn unwant(&mut self, blocks: &IntervalSet) {
-        if self.fetches.is_empty() {
-            (self.wanted, self.shared) = Default::default();
-            return;
-        }
-        for (start, end) in blocks.iter() {
-            let mut alone = IntervalSet::default();
-            alone.insert(start, end);
-            self.shared.iter_within(start, end).for_each(|(start, end)| alone.remove(start, end));
-            alone.iter().for_each(|(start, end)| self.wanted.remove(start, end));
-        }
-        if self.wanted.len() + self.shared.len() > self.recount_at {
-            self.recount();
-        }
-    }
-
-    /// Blocks that ended fetches shared are of no more interest.
-    fn recount(&mut self) {
-        let (mut wanted, mut shared) = (IntervalSet::default(), IntervalSet::default());
-        let mut want = |start: u64, end: u64| {
-            wanted.iter_within(start, end).for_each(|(start, end)| shared.insert(start, end));
-            wanted.insert(start, end);
-        };
-        for run in self.runs.values() {
-            let chunks = run.bin.chunks();
-            want(chunks.start.0 >> BLOCK_LAYER, chunks.end.0 >> BLOCK_LAYER);
-        }
-        for fetch in self.fetches.values() {
-            fetch.todo.iter().for_each(|(start, end)| want(start, end));
-        }
-        self.recount_at = RECOUNT_SPANS_MIN.max(2 * (wanted.len() + shared.len()));
-        (self.wanted, self.shared) = (wanted, shared);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unit::BlockIndex;
 
     #[test]
     fn a_run_ends_with_the_last_fetch_that_joined_it() {

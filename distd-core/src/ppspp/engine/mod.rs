@@ -19,7 +19,7 @@
 //! | `channel`, `swarm`, `timers`, `rtt` | what is kept of a peer, a log, the time |
 //! | `receive` | what each message does |
 //! | `fetch`, `picker`, `source`, `flight`, `offered` | what is wanted, of whom, and what is there of it |
-//! | `circle`, `turns` | who of a level owns what, and who fetches it from above |
+//! | `circle`, `turns`, `climb` | who of a level owns what, and who fetches it from above |
 //! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
 //! | `bucket` | what limits of bytes a second leave |
 //! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
@@ -31,6 +31,7 @@ mod announce;
 mod bucket;
 mod channel;
 mod circle;
+mod climb;
 mod dial;
 mod event;
 mod fetch;

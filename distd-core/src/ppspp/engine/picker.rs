@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::limits::BLOCK_LAYER;
 
 use super::channel::{ChannelIndex, Channels};
+use super::climb::{Climb, Piece, Step, Want, stretch_of};
 use super::event::{Class, FetchId};
 use super::fetch::Place;
 use super::interval::IntervalSet;
@@ -21,7 +22,6 @@ use super::limits::{
 };
 use super::source::Ask;
 use super::swarm::Swarm;
-use super::turns::{Climb, Piece, Step, Want, stretch_of};
 
 /// What may be asked for in all, in bytes.
 pub(super) struct Budget {

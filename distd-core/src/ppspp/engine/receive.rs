@@ -11,6 +11,7 @@ use crate::unit::{Bin, ChunkRange, MunroIndex};
 
 use super::announce::{have, is_newer};
 use super::channel::{Channel, ChannelIndex};
+use super::climb::{Piece, stretch_of};
 use super::event::{Class, DownReason, Event, HashId, HashRequest};
 use super::interval::IntervalSet;
 use super::limits::{
@@ -19,7 +20,7 @@ use super::limits::{
 };
 use super::source::Arrival;
 use super::swarm::Swarm;
-use super::turns::{Piece, Place, stretch_of};
+use super::turns::Place;
 
 /// Runs to be hashed.
 #[derive(Debug, Default)]

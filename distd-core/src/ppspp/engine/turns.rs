@@ -12,33 +12,22 @@
 //! nearest first. On a rung where nobody offers it yet, one member is asked by WANT to fetch it. Who
 //! lets others wait in vain is passed over for a while, so that a dead owner costs little and once.
 
+mod patience;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER};
 use crate::unit::{BlockIndex, BlockRange};
 
 use super::channel::{Channel, ChannelIndex, Channels};
 use super::circle::{Circle, Owner, weight};
+use super::climb::{Asked, Climb, Piece, STRETCH_BLOCKS, Step, Want};
 use super::event::{Class, Role};
 use super::limits::{
-    CIRCLE_DELAY, CIRCLE_DELAY_LONG, CUT_OFF_AFTER, HOLD_BACKGROUND, HOLD_BACKGROUND_MAX,
-    HOLD_WAITED, LOOK_AHEAD_STRETCHES, OWNER_CHANGES_MAX, PATIENCE_BACKGROUND_MAX,
-    PATIENCE_BACKGROUND_MIN, PATIENCE_WAITED_MAX, PATIENCE_WAITED_MIN, TURNS_TICK,
+    CIRCLE_DELAY, CIRCLE_DELAY_LONG, CUT_OFF_AFTER, HOLD_BACKGROUND, HOLD_WAITED,
+    OWNER_CHANGES_MAX, TURNS_TICK,
 };
 use super::source::Ask;
-
-/// Layer of a stretch: 256 KiB, what one owner fetches at a time.
-const STRETCH_LAYER: u32 = 8;
-/// Blocks of a stretch.
-pub(super) const STRETCH_BLOCKS: u64 = 1 << (STRETCH_LAYER - BLOCK_LAYER);
-/// Granules that the owner may take the time of before it lets others wait in vain.
-const PATIENCE_GRANULES: f64 = 16.0;
-/// The same before anything has come from above.
-const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
-
-/// Above every level.
-const RUNG_MAX: usize = 256;
 
 /// Level of the injector.
 pub(super) const INJECTOR: u8 = 0;
@@ -74,87 +63,6 @@ impl Place {
         }
         moves
     }
-}
-
-/// How far up something that is wanted has climbed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Climb {
-    rung: usize,
-    since: Instant,
-    asked: Option<Asked>,
-    /// How often its owner has changed while it was waited for.
-    changes: u8,
-}
-
-/// A member that was asked to fetch something.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    index: ChannelIndex,
-    at: Instant,
-    /// Over how many equals it is to get it; 0: it is above us. Nodes go past a relay that lives only
-    /// when it says that it cannot.
-    hops: u8,
-    /// The circle's version at which it was the owner.
-    version: u64,
-}
-
-impl Asked {
-    const fn is_above(&self) -> bool {
-        self.hops == 0
-    }
-}
-
-impl Climb {
-    pub(super) const fn new(now: Instant) -> Self {
-        Self { rung: 0, since: now, asked: None, changes: 0 }
-    }
-
-    /// `index` does not fetch it: the next rung.
-    pub(super) fn on_miss(&mut self, index: ChannelIndex) {
-        if self.asked.is_some_and(|asked| asked.index == index) {
-            self.asked = None;
-            self.rung += 1;
-        }
-    }
-
-    /// A channel is gone: its index may become another peer's.
-    pub(super) fn forget_channel(&mut self, index: ChannelIndex) {
-        self.asked.take_if(|asked| asked.index == index);
-    }
-
-    /// What comes is late: all sources are welcome.
-    pub(super) fn hurry(&mut self) {
-        (self.rung, self.asked) = (RUNG_MAX, None);
-    }
-}
-
-/// What a want may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Be asked of whoever has it, up to this rank.
-    Take(usize),
-    /// Wait for whoever was asked to fetch it.
-    Wait,
-    /// Ask this member to fetch it, and wait.
-    Ask(ChannelIndex),
-}
-
-/// Something that is wanted.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Want {
-    pub(super) stretch: u64,
-    pub(super) class: Class,
-    /// How many more peers may pass a wish for it on.
-    pub(super) hops: u8,
-}
-
-/// Blocks `start..end` of one stretch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) start: u64,
-    pub(super) end: u64,
-    /// How many more peers may pass a wish for it on.
-    pub(super) hops: u8,
 }
 
 /// The levels of a swarm's members, and who fetches what.
@@ -441,77 +349,6 @@ impl Turns {
         }
     }
 
-    /// Until when whoever was asked may take; `None` if it is gone.
-    fn patience_until(
-        &self,
-        now: Instant,
-        climb: &Climb,
-        asked: Asked,
-        class: Class,
-        channels: &Channels,
-    ) -> Option<Instant> {
-        let channel = channels.get(asked.index)?;
-        let source = &channel.source;
-        let gone =
-            if asked.is_above() { channel.is_out_of_reach(now, class) } else { source.is_silent() };
-        if source.is_idle(asked.at, class) || gone {
-            return None;
-        }
-        let hold = self.hold(class, channels);
-        let until = source.progress_at().max(asked.at) + self.patience(asked, class, channels);
-        Some(until.min(climb.since + hold))
-    }
-
-    /// How long others' fetches are waited for at the most, whatever progress they make. An owner
-    /// works off its share in order: what is far ahead comes late on a thin line.
-    fn hold(&self, class: Class, channels: &Channels) -> Duration {
-        if class == Class::Waited {
-            return HOLD_WAITED;
-        }
-        let ahead = (LOOK_AHEAD_STRETCHES as u64 * (CHUNK_BYTES << STRETCH_LAYER)) as f64;
-        let share = ahead / self.circle.seats().max(1) as f64;
-        let rate = self.rate_above(channels);
-        if rate < 1.0 {
-            return HOLD_BACKGROUND;
-        }
-        let seconds = (2.0 * share / rate).min(3600.0);
-        Duration::from_secs_f64(seconds).clamp(HOLD_BACKGROUND, HOLD_BACKGROUND_MAX)
-    }
-
-    /// Bytes a second that come from above at best.
-    fn rate_above(&self, channels: &Channels) -> f64 {
-        let members = self.tiers.iter().flat_map(|(_, members)| members);
-        let rates = members.filter_map(|(_, index)| Some(channels.get(*index)?.source.rate()));
-        rates.sum()
-    }
-
-    /// How long whoever fetches for others may be without progress. Scaled by what comes from above:
-    /// who shares a thin line with us is as slow as we are.
-    fn patience(&self, asked: Asked, class: Class, channels: &Channels) -> Duration {
-        if asked.is_above() {
-            return match class {
-                Class::Waited => PATIENCE_WAITED_MAX,
-                Class::Background => PATIENCE_BACKGROUND_MAX,
-            };
-        }
-        if class == Class::Waited {
-            let members = self.tiers.iter().flat_map(|(_, members)| members);
-            let above = members.filter_map(|(_, index)| channels.get(*index));
-            let expected = above.map(|channel| channel.source.expected(class, &channel.rtt));
-            let expected = expected.min().unwrap_or_default() * 4;
-            return expected.clamp(PATIENCE_WAITED_MIN, PATIENCE_WAITED_MAX);
-        }
-        let rate = self.rate_above(channels);
-        let hops = u32::from(asked.hops);
-        if rate < 1.0 {
-            return PATIENCE_UNKNOWN * hops;
-        }
-        let granules = PATIENCE_GRANULES * (CHUNK_BYTES << GRANULE_LAYER) as f64;
-        Duration::from_secs_f64((granules / rate).min(60.0))
-            .clamp(PATIENCE_BACKGROUND_MIN, PATIENCE_BACKGROUND_MAX)
-            * hops
-    }
-
     /// Passes a member over for a while if it has shown no progress for as long as it may, or is
     /// `late` all the same.
     fn give_up(
@@ -656,24 +493,6 @@ impl Turns {
     }
 }
 
-/// The stretch that holds a block.
-pub(super) const fn stretch_of(block: u64) -> u64 {
-    block / STRETCH_BLOCKS
-}
-
-/// Cuts blocks where stretches end.
-pub(super) fn pieces(Piece { start, end, hops }: Piece) -> impl Iterator<Item = Piece> {
-    let last = if start < end { end.div_ceil(STRETCH_BLOCKS) } else { 0 };
-    (start / STRETCH_BLOCKS..last).map(move |stretch| {
-        let (from, until) = (stretch * STRETCH_BLOCKS, (stretch + 1) * STRETCH_BLOCKS);
-        Piece { start: start.max(from), end: end.min(until), hops }
-    })
-}
-
-/// How many peers a wish for something that they lack may pass: a circle's farthest seat and a level
-/// above.
-pub(super) const HOPS: u8 = 8;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -687,16 +506,5 @@ mod tests {
         assert_eq!(relay.level, 1);
         assert!(!relay.stand_below(Place { id: 3, level: 1 }));
         assert!(!Place::new(5, Role::Node).stand_below(Place::new(4, Role::Injector)));
-    }
-
-    #[test]
-    fn pieces_end_with_their_stretches() {
-        let piece = |start, end| Piece { start, end, hops: 3 };
-        assert_eq!(
-            pieces(piece(10, 200)).collect::<Vec<_>>(),
-            [piece(10, 64), piece(64, 128), piece(128, 192), piece(192, 200)]
-        );
-        assert_eq!(pieces(piece(5, 5)).count(), 0);
-        assert_eq!(stretch_of(64), 1);
     }
 }
