@@ -3,13 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::ppspp::engine::flight::Flight;
-use crate::ppspp::engine::flight::{Hashing, LANES};
+use crate::ppspp::engine::flight::{Flight, Hashing, LANES};
 use crate::ppspp::engine::limits::HASHLESS_MAX;
 use crate::ppspp::engine::rtt::Rtt;
 use crate::unit::{ChunkRange, MunroIndex};
 
-use super::{Ask, Overdue, Source};
+use super::{Ask, Overdue, REORDER_DELAY_MIN, Source};
 
 /// Flights of which the holes are asked for again when a lane is overdue.
 const OVERDUE_FLIGHTS: usize = 64;
