@@ -57,8 +57,17 @@ def measured(scratch, pair, old, new, ways):
         directory.mkdir()
         ready = way(directory, trees)
         begin = counters()
-        with Meter() as meter:
-            ready.fetch(meter)
+        try:
+            with Meter() as meter:
+                ready.fetch(meter)
+        except SystemExit as failure:
+            ready.close()
+            if issubclass(way, Distd):
+                raise
+            # casync does so on some trees; the others are still worth measuring.
+            print(f"{pair}: {way.name} FAILED: {str(failure).strip().splitlines()[-1]}", file=sys.stderr)
+            call("rm", "-rf", directory)
+            continue
         moved = [now - before for now, before in zip(counters(), begin)]
         payload = moved[0] - moved[1] * (ETHERNET + IP + ready.header)
         ready.check()
@@ -84,8 +93,14 @@ def means(rows):
         counted = [row for row in rows if row["way"] == way and not row["near zero"]]
         if len(counted) > 1:
             blank = dict.fromkeys(rows[0], "")
-            mean = {key: math.exp(sum(math.log(row[key]) for row in counted) / len(counted)) for key in ("x casync", "x rsync")}
+            mean = {key: geometric(row[key] for row in counted) for key in ("x casync", "x rsync")}
             yield {**blank, "pair": f"mean of {len(counted)}", "way": way, **mean}
+
+
+def geometric(ratios):
+    """The geometric mean of those that there are."""
+    logarithms = [math.log(ratio) for ratio in ratios if not math.isnan(ratio)]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
 def counters():
