@@ -319,6 +319,7 @@ impl Channels {
         channels.filter_map(|(i, slot)| Some((ChannelIndex(i as u32), slot.as_deref()?)))
     }
 
+    #[cfg(test)]
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Channel> {
         self.slots.iter_mut().filter_map(|slot| slot.as_deref_mut())
     }

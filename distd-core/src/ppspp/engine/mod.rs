@@ -378,13 +378,22 @@ impl Engine {
         self.queues.events.pop_front()
     }
 
-    /// The machine is in these networks from now on.
+    /// The machine is in these networks from now on: whoever is near by that is told of what is held.
     pub fn set_networks(&mut self, networks: Networks) {
         self.config.networks = networks;
-        for channel in self.channels.iter_mut() {
+        let mut welcome = Vec::new();
+        for index in self.channels.iter().map(|(index, _)| index).collect::<Vec<_>>() {
+            let Some(channel) = self.channels.get_mut(index) else { continue };
             let serve = self.swarms.get(&channel.swarm).is_some_and(|swarm| swarm.serve);
             channel.near = self.config.networks.hold(channel.address.ip());
+            let before = channel.served;
             channel.served = serve && self.config.serves(channel.address);
+            if channel.served && !before {
+                welcome.push(index);
+            }
+        }
+        for index in welcome {
+            self.mark_control(index);
         }
     }
 

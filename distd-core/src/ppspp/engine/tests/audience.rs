@@ -148,4 +148,9 @@ fn an_address_becomes_near_when_the_machine_joins_its_network() {
     let networks = Networks::new([(FAR.into(), 24)]);
     net.nodes[member].engine.set_networks(networks);
     assert!(net.nodes[member].engine.peers(net.now, swarm, false)[0].served);
+    // It is told at once of what it may have now.
+    net.run_for(Duration::from_millis(200));
+    let (swarm, log) = (net.nodes[node].swarm, net.nodes[node].log.clone());
+    let offered = net.nodes[node].engine.peers(net.now, swarm, false)[0].available_blocks;
+    assert_eq!(offered, log.blocks().count);
 }
