@@ -56,6 +56,8 @@ pub const PROFILE_RANGES_MAX: usize = 1 << 16;
 pub const IMAGE_ADDRESS_BITS: u32 = 32;
 /// Blocks of a release's EROFS metadata image (4 GiB); a release that needs more has none.
 pub const IMAGE_BLOCKS_MAX: u64 = 1 << 20;
+/// Devices that such an image expects, each showing some 16 TiB of the log: as many as its first block lists.
+pub const IMAGE_DEVICES_MAX: u16 = 23;
 /// Releases in a catalog.
 pub const RELEASES_MAX: usize = 1 << 20;
 /// Addresses in a SOURCE or a metainfo file.

@@ -14,6 +14,8 @@ pub(crate) const DEVICE_SLOT: usize = 128;
 pub(crate) const DEVICE_TABLE: usize = SUPER_OFFSET + SUPER_BYTES;
 /// Devices for which block 0 has room.
 pub(crate) const DEVICES_MAX: u64 = ((BLOCK - DEVICE_TABLE) / DEVICE_SLOT) as u64;
+/// Blocks that hold inodes, at most: their numbers have 32 bits in what is made here.
+pub(crate) const INODE_BLOCKS_MAX: u64 = SLOT << 32 >> BLOCK.trailing_zeros();
 /// Directory entry without its name.
 pub(crate) const DIRENT: usize = 12;
 /// Header of an inode's extended attributes; an attribute without name and value.

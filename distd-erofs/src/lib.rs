@@ -31,3 +31,6 @@ pub use tree::{Attributes, Entry, Extent, File, Inode, Kind, Link, Tree, Xattr};
 
 /// Bytes of a block.
 pub const BLOCK_BYTES: u64 = format::BLOCK as u64;
+
+/// Devices that an image can have.
+pub const DEVICES_MAX: u16 = format::DEVICES_MAX as u16;

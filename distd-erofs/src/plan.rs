@@ -17,7 +17,9 @@ use std::fmt;
 
 use crate::chunks::Mapping;
 use crate::dirents;
-use crate::format::{ADDRESS_BITS, BLOCK, CHUNK_INDEX, INODE, SLOT, crc32c, device_number};
+use crate::format::{
+    ADDRESS_BITS, BLOCK, CHUNK_INDEX, INODE, INODE_BLOCKS_MAX, SLOT, crc32c, device_number,
+};
 use crate::tree::{Entry, Inode, Kind, Tree};
 use crate::xattrs::{Counting, Shared};
 
@@ -214,7 +216,7 @@ impl<'t, T: Tree> Plan<'t, T> {
             content_end: 0,
             map_bytes: 0,
             data_blocks: 0,
-            blocks_max: blocks_max.min(u64::from(u32::MAX)),
+            blocks_max: blocks_max.min(INODE_BLOCKS_MAX),
         };
         plan.walk()?;
         let unfit = |why| PlanError::Unfit { path: Vec::new(), why };

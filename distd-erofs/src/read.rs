@@ -10,7 +10,8 @@ use std::collections::HashSet;
 use std::io;
 
 use crate::format::{
-    BLOCK, COMPAT_CHECKSUM, DEVICE_SLOT, MAGIC, SUPER_BYTES, SUPER_OFFSET, checksum,
+    ADDRESS_BITS, BLOCK, COMPAT_CHECKSUM, DEVICE_SLOT, DEVICE_TABLE, INCOMPAT_CHUNKED,
+    INCOMPAT_DEVICES, MAGIC, SLOT, SUPER_BYTES, SUPER_OFFSET, checksum,
 };
 
 pub use content::{DirEntry, Physical};
@@ -90,6 +91,12 @@ pub enum ReadError {
         /// The rule.
         rule: &'static str,
     },
+    /// Not what [`Image::check_metadata`] asks for.
+    #[error("it is no image of a release: {rule}")]
+    Metadata {
+        /// What must hold.
+        rule: &'static str,
+    },
     /// The tree is no tree, or deeper than any.
     #[error(
         "the directories hold more than the image has room for, or lie deeper than {DEPTH_MAX}"
@@ -126,6 +133,10 @@ pub struct ImageSuper {
     pub device_block: u32,
     meta_block: u32,
     xattr_block: u32,
+    /// Whether it has a checksum.
+    has_checksum: bool,
+    /// Where the device table begins, in units of an entry.
+    device_slot: u16,
 }
 
 impl<'s, S: Source + ?Sized> Image<'s, S> {
@@ -141,7 +152,8 @@ impl<'s, S: Source + ?Sized> Image<'s, S> {
             return Err(ReadError::NotErofs);
         }
         let (expected, found) = (checksum(&block), bytes.u32(4));
-        if bytes.u32(8) & COMPAT_CHECKSUM != 0 && expected != found {
+        let has_checksum = bytes.u32(8) & COMPAT_CHECKSUM != 0;
+        if has_checksum && expected != found {
             return Err(ReadError::Checksum { expected, found });
         }
         let bits = bytes.0[12];
@@ -152,8 +164,7 @@ impl<'s, S: Source + ?Sized> Image<'s, S> {
         if features & !KNOWN_FEATURES != 0 {
             return Err(ReadError::Features { features });
         }
-        let devices =
-            if features & crate::format::INCOMPAT_DEVICES == 0 { 0 } else { bytes.u16(86) };
+        let devices = if features & INCOMPAT_DEVICES == 0 { 0 } else { bytes.u16(86) };
         let mut superblock = ImageSuper {
             root_nid: bytes.u16(14).into(),
             inodes: bytes.u64(16),
@@ -165,14 +176,62 @@ impl<'s, S: Source + ?Sized> Image<'s, S> {
             device_block: 0,
             meta_block: bytes.u32(40),
             xattr_block: bytes.u32(44),
+            has_checksum,
+            device_slot: bytes.u16(88),
         };
         let image = Self { source, superblock };
         if devices > 0 {
-            let slot = u64::from(bytes.u16(88)) * DEVICE_SLOT as u64;
-            let slot = image.read("the device table", slot, DEVICE_SLOT as u64)?;
-            superblock.device_block = Bytes(&slot).u32(68);
+            (_, superblock.device_block) = image.device(0)?;
         }
         Ok(Self { source, superblock })
+    }
+
+    /// Blocks and address of an extra device, from 0.
+    fn device(&self, index: u16) -> Result<(u32, u32), ReadError> {
+        let slot = u64::from(self.superblock.device_slot) + u64::from(index);
+        let len = DEVICE_SLOT as u64;
+        let slot = self.read("the device table", slot * len, len)?;
+        Ok((Bytes(&slot).u32(64), Bytes(&slot).u32(68)))
+    }
+
+    /// Whether this is an image as [`Plan`](crate::Plan) makes them for content on devices: of so many blocks,
+    /// with so many devices of which the first begins at block `device_block`. The source may be cut short
+    /// behind the root's inode, which all this lies before.
+    pub fn check_metadata(
+        &self,
+        blocks: u64,
+        device_block: u64,
+        devices: u16,
+    ) -> Result<(), ReadError> {
+        let superblock = &self.superblock;
+        let root = superblock.root_nid * SLOT;
+        let slot_blocks = (1u64 << ADDRESS_BITS).saturating_sub(device_block);
+        let table = u64::from(superblock.device_slot) * DEVICE_SLOT as u64;
+        for (holds, rule) in [
+            (superblock.has_checksum, "it has a checksum"),
+            (superblock.features == INCOMPAT_CHUNKED | INCOMPAT_DEVICES, "it is not compressed"),
+            (u64::from(superblock.blocks) == blocks, "it is as long as the release says"),
+            (superblock.meta_block == 0, "its inodes are counted from its beginning"),
+            (u64::from(superblock.xattr_block) <= blocks, "its attributes lie within it"),
+            (superblock.devices == devices, "it has as many devices as the release says"),
+            (table == DEVICE_TABLE as u64, "its devices are listed behind the superblock"),
+            (root / BLOCK as u64 == 1, "its root lies in its second block"),
+        ] {
+            if !holds {
+                return Err(ReadError::Metadata { rule });
+            }
+        }
+        for index in 0..devices {
+            let (count, address) = self.device(index)?;
+            let expected = if index == 0 { device_block } else { 0 };
+            if u64::from(address) != expected || !(1..=slot_blocks).contains(&u64::from(count)) {
+                let rule = "its devices lie where the release says";
+                return Err(ReadError::Metadata { rule });
+            }
+        }
+        let is_directory = self.inode(superblock.root_nid)?.is_directory();
+        let rule = "its root is a directory";
+        if is_directory { Ok(()) } else { Err(ReadError::Metadata { rule }) }
     }
 
     /// Calls `visit` for each entry below the root, with its path; directories before what they hold.

@@ -172,6 +172,19 @@ fn expected(file: &File) -> Vec<Physical> {
     runs
 }
 
+/// As `st_mode` has them.
+fn kind_bits(kind: &Kind<'_, usize>) -> u16 {
+    match kind {
+        Kind::Fifo => 0o010_000,
+        Kind::CharDevice { .. } => 0o020_000,
+        Kind::Directory(_) => 0o040_000,
+        Kind::BlockDevice { .. } => 0o060_000,
+        Kind::File(_) => 0o100_000,
+        Kind::Symlink(_) => 0o120_000,
+        Kind::Socket => 0o140_000,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
@@ -179,6 +192,8 @@ proptest! {
         let bytes = written(&tree, LOG);
         prop_assert_eq!(&bytes, &written(&tree, LOG));
         let image = Image::open(&bytes[..]).expect("opens");
+        let plan = Plan::new(&tree, LOG, 1 << 20).expect("fits");
+        image.check_metadata(plan.blocks(), 1 << 20, plan.devices()).expect("as it was made");
         let shown = shown(&bytes);
         let mut found = 0;
         let mut pending = vec![(0, Vec::new())];
@@ -204,8 +219,14 @@ proptest! {
                     Kind::Symlink(target) => {
                         prop_assert_eq!(&image.content(read).expect("reads"), &target.to_vec());
                     }
-                    _ => prop_assert_eq!(read.links, 1),
+                    Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
+                        // As Linux splits them: new_encode_dev().
+                        let number = (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12);
+                        prop_assert_eq!(read.device, number);
+                    }
+                    Kind::Fifo | Kind::Socket => prop_assert_eq!(read.links, 1),
                 }
+                prop_assert_eq!(read.mode & 0o170_000, kind_bits(&inode.kind));
             }
         }
         prop_assert_eq!(found, shown.len());
@@ -246,6 +267,64 @@ fn read_all(bytes: &[u8]) {
         assert!(runs.len() <= bytes.len());
         Ok(())
     });
+}
+
+#[test]
+fn an_image_that_is_not_as_its_release_says_is_told() {
+    let tree = Memory { directories: vec![BTreeMap::new()], ..Memory::default() };
+    let bytes = written(&tree, LOG);
+    let blocks = bytes.len() as u64 / 4096;
+    let check = |bytes: &[u8], blocks, first, devices| {
+        Image::open(bytes)?.check_metadata(blocks, first, devices)
+    };
+    check(&bytes, blocks, 1 << 20, 1).expect("as it is");
+    for (blocks, first, devices) in
+        [(blocks + 1, 1 << 20, 1), (blocks, 1 << 19, 1), (blocks, 1 << 20, 2)]
+    {
+        check(&bytes, blocks, first, devices).expect_err("it says otherwise");
+    }
+    let inside = written(&tree, Content::Inside { first: 9, count: 1 });
+    check(&inside, blocks, 1 << 20, 1).expect_err("its content is in it");
+    // Fields of the superblock, and of the device's entry behind it, with a right checksum again.
+    for (at, value) in
+        [(14, 1), (36, 9), (40, 1), (44, 99), (80, 0x10), (86, 3), (88, 1), (192, 0), (196, 5)]
+    {
+        let mut forged = bytes.clone();
+        let at = 1024 + at;
+        // Only the low byte: that of the count of the device's blocks is all it has.
+        assert_ne!(forged[at], value, "at {at}");
+        forged[at] = value;
+        forged[1032] &= !1;
+        check(&forged, blocks, 1 << 20, 1).expect_err("it has no checksum");
+        forged[1032] |= 1;
+        forged[1028..1032].fill(0);
+        let sum = crc32c(&forged[1024..4096]);
+        forged[1028..1032].copy_from_slice(&sum.to_le_bytes());
+        check(&forged, blocks, 1 << 20, 1).expect_err(&format!("changed at {at}"));
+    }
+}
+
+/// Bit by bit, without the last inversion.
+fn crc32c(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 }
+        })
+    })
+}
+
+#[test]
+fn an_image_with_more_inodes_than_numbers_is_refused() {
+    let mut tree = Memory { directories: vec![BTreeMap::new()], ..Memory::default() };
+    // A map of 128 GiB: what comes behind it lies beyond the last number.
+    let (first, count) = (Extent::Data { start: 0, count: 1 }, 1 << 34);
+    let extents = vec![first, Extent::Data { start: 5, count }];
+    let file = Kind::File(File { size: (1 + count) * 4096, extents });
+    tree.directories[0].insert(b"huge".to_vec(), inode(file, Attributes::default()));
+    let Err(PlanError::Unfit { why, .. }) = Plan::new(&tree, LOG, u64::MAX) else {
+        panic!("it fits");
+    };
+    assert_eq!(why, Unfit::TooLong { max: 1 << 25 });
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 
-use distd_core::limits::{DELTA_FRAME_LAYER, IMAGE_BLOCKS_MAX};
+use distd_core::limits::{DELTA_FRAME_LAYER, IMAGE_BLOCKS_MAX, IMAGE_DEVICES_MAX};
 use distd_core::manifest::{self, DirectoryNode, Extents, HardLink, Release, Timestamp};
 use distd_core::unit::{Bin, BlockIndex, BlockRange, ByteRange};
 use distd_erofs::{Attributes, Content, Entry, Extent, File, Inode, Kind, Link, Xattr};
@@ -19,6 +19,7 @@ use crate::scan::{DirectoryIndex, ScannedEntry, ScannedKind};
 pub(crate) const DEVICE_BLOCK: u64 = IMAGE_BLOCKS_MAX;
 /// The files' content, as metadata images see it.
 pub(crate) const LOG: Content = Content::Devices { device_block: DEVICE_BLOCK };
+const _: () = assert!(IMAGE_DEVICES_MAX == distd_erofs::DEVICES_MAX);
 /// How images are laid out: another number wherever the same tree becomes other bytes.
 const LAYOUT: &[u8] = b"distd EROFS image 1";
 

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::head::check_label;
 use crate::limits::{
-    BLOCK_BYTES, IMAGE_ADDRESS_BITS, IMAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX, METADATA_EXTENTS_MAX,
-    RELEASES_MAX,
+    BLOCK_BYTES, IMAGE_ADDRESS_BITS, IMAGE_BLOCKS_MAX, IMAGE_DEVICES_MAX, MESSAGE_BYTES_MAX,
+    METADATA_EXTENTS_MAX, RELEASES_MAX,
 };
 use crate::unit::{BlockIndex, BlockRange, ByteRange};
 
@@ -68,7 +68,7 @@ pub struct ReleaseImage {
     /// all blocks of the image: a single file that holds the image at block 0 and the log from this
     /// block on is a valid image, too.
     pub device_block: u64,
-    /// How many devices the image expects, at least 1.
+    /// How many devices the image expects: 1 to [`IMAGE_DEVICES_MAX`].
     pub devices: u16,
 }
 
@@ -92,7 +92,10 @@ impl ReleaseImage {
             return Err("the image's devices do not begin behind it");
         }
         node_range(blocks.byte_offset(), 1)?;
-        if self.devices == 0 { Err("the image has no device") } else { Ok(self) }
+        if self.devices == 0 || self.devices > IMAGE_DEVICES_MAX {
+            return Err("the image has no device, or too many");
+        }
+        Ok(self)
     }
 }
 
@@ -313,6 +316,7 @@ mod tests {
             ReleaseImage { device_block: 8, ..image },
             ReleaseImage { device_block: IMAGE_BLOCKS_MAX + 1, ..image },
             ReleaseImage { devices: 0, ..image },
+            ReleaseImage { devices: IMAGE_DEVICES_MAX + 1, ..image },
         ] {
             let forged = Release { image: Some(forged), ..release() };
             assert!(Release::decode(&forged.encode()).is_err());
