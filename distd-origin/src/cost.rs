@@ -28,10 +28,12 @@ pub struct Cost {
     pub index_bytes: u64,
     /// Frames that older releases' updates consist of, as bases of what is wanted.
     pub chained_bytes: u64,
+    /// What a mount by EROFS fetches besides: of the metadata image.
+    pub image_bytes: u64,
 }
 
 impl Cost {
-    /// All of it.
+    /// All of it, but for the image.
     pub const fn bytes(&self) -> u64 {
         self.frame_bytes + self.plain_bytes + self.index_bytes
     }
@@ -41,9 +43,19 @@ impl Cost {
         let Self { frame_bytes, plain_bytes, index_bytes, .. } = self;
         let bytes = self.bytes();
         let human = HumanBytes(bytes);
-        format!(
+        let mut text = format!(
             "{bytes} bytes ({human}: frames {frame_bytes}, plain {plain_bytes}, index {index_bytes})"
-        )
+        );
+        text.push_str(&self.image_text());
+        text
+    }
+
+    /// What is to be added for a mount by EROFS.
+    pub fn image_text(&self) -> String {
+        match self.image_bytes {
+            0 => String::new(),
+            bytes => format!(", and by EROFS {bytes} ({}) for the image", HumanBytes(bytes)),
+        }
     }
 }
 
@@ -56,18 +68,14 @@ pub fn cost(log: &OriginLog, old: Option<&Release>, new: &Release) -> Result<Cos
     let wanted = blocks_of(log, new)?;
     let mut machine =
         Machine { log, held, records: HashMap::new(), cost: Cost::default(), failed: None };
-    let mut rest = wanted.as_slice();
-    while let Some(first) = rest.first() {
-        let end = MunroIndex(first.start.munro().0 + BATCH_MUNROS).blocks().start;
-        let count = rest.iter().take_while(|range| range.start < end).count();
-        let (batch, after) = rest.split_at(count);
-        rest = after;
-        machine.fetch(batch);
-        if let Some(error) = machine.failed.take() {
-            return Err(error.into());
-        }
+    machine.fetch_all(&wanted)?;
+    // No frame holds both of it and of anything else.
+    let without = machine.cost;
+    if let Some(image) = old.and_then(|old| old.image) {
+        machine.held.insert(image.blocks);
     }
-    Ok(machine.cost)
+    machine.fetch_all(&new.image.map(|image| image.blocks).into_iter().collect::<Vec<_>>())?;
+    Ok(Cost { image_bytes: machine.cost.bytes() - without.bytes(), ..without })
 }
 
 /// What machines on one of the last releases of a track fetch for the newest.
@@ -155,6 +163,21 @@ struct Machine<'a> {
 }
 
 impl Machine<'_> {
+    fn fetch_all(&mut self, wanted: &[BlockRange]) -> Result<(), HistoryError> {
+        let mut rest = wanted;
+        while let Some(first) = rest.first() {
+            let end = MunroIndex(first.start.munro().0 + BATCH_MUNROS).blocks().start;
+            let count = rest.iter().take_while(|range| range.start < end).count();
+            let (batch, after) = rest.split_at(count);
+            rest = after;
+            self.fetch(batch);
+            if let Some(error) = self.failed.take() {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
     fn fetch(&mut self, wanted: &[BlockRange]) {
         let choice = choose(self, Account::Shared, wanted);
         for chosen in choice.frames.values() {

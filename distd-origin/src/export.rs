@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::history::{History, HistoryError, read_directory, read_extents, read_release};
 use crate::image::{attributes, link, xattrs};
+use crate::partial::Partial;
 use crate::scan::TreePath;
 
 /// Blocks that are read at once.
@@ -105,7 +106,7 @@ pub fn export(
     drop(draft);
     let plan = plan(&tree, Content::Inside { first, count })?;
     let (bytes, metadata_bytes) = ((first + count) * BLOCK_BYTES, first * BLOCK_BYTES);
-    let mut out = Partial::create(file)?;
+    let mut out = Out::create(file)?;
     progress(0, bytes);
     plan.write(|blocks| out.write(blocks))?;
     let mut done = metadata_bytes;
@@ -134,7 +135,7 @@ fn copy(
     log: &OriginLog,
     extent: manifest::Extent,
     buffer: &mut Vec<u8>,
-    out: &mut Partial,
+    out: &mut Out,
     mut progress: impl FnMut(u64),
 ) -> Result<u64, ExportError> {
     let total = extent.blocks();
@@ -270,49 +271,33 @@ impl<'a> LogTree<'a> {
     }
 }
 
-/// A file that is written beside its name, and removed if it does not become whole.
-struct Partial {
-    out: Option<BufWriter<fs::File>>,
-    beside: PathBuf,
+/// The image's file.
+struct Out {
+    file: BufWriter<fs::File>,
+    partial: Partial,
     path: PathBuf,
 }
 
-impl Partial {
+impl Out {
     fn create(path: &Path) -> Result<Self, ExportError> {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}.part", std::process::id()));
-        let beside = PathBuf::from(beside);
         let failed = |source| ExportError::Write { path: path.into(), source };
-        if path.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
-        let file = fs::File::create(&beside).map_err(failed)?;
-        let out = Some(BufWriter::with_capacity(1 << 20, file));
-        Ok(Self { out, beside, path: path.into() })
-    }
-
-    fn failed(&self) -> impl Fn(io::Error) -> ExportError + use<> {
-        let path = self.path.clone();
-        move |source| ExportError::Write { path: path.clone(), source }
+        let (partial, file) = Partial::create(path).map_err(failed)?;
+        let file = BufWriter::with_capacity(1 << 20, file);
+        Ok(Self { file, partial, path: path.into() })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
-        let failed = self.failed();
-        let out = self.out.as_mut().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
-        out.write_all(bytes).map_err(failed)
+        let failed = |source| ExportError::Write { path: self.path.clone(), source };
+        self.file.write_all(bytes).map_err(failed)
     }
 
-    fn finish(mut self) -> Result<(), ExportError> {
-        let failed = self.failed();
-        let Some(out) = self.out.take() else { return Ok(()) };
-        let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
-        file.sync_all().and_then(|()| fs::rename(&self.beside, &self.path)).map_err(failed)
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // After it became whole there is nothing under this name.
-        let _ = fs::remove_file(&self.beside);
+    fn finish(self) -> Result<(), ExportError> {
+        let Self { file, partial, path } = self;
+        let finish = || {
+            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all()?;
+            partial.finish()
+        };
+        finish().map_err(|source| ExportError::Write { path, source })
     }
 }

@@ -19,6 +19,7 @@ pub mod history;
 mod image;
 pub mod index;
 pub mod metadata;
+mod partial;
 pub mod prune;
 pub mod publish;
 pub mod repo;

@@ -4,7 +4,7 @@ mod arguments;
 mod exit;
 mod output;
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +18,7 @@ use crate::cost::updates;
 use crate::diff::diff;
 use crate::export::export;
 use crate::history::History;
+use crate::partial::Partial;
 use crate::prune::{PruneOptions, prune};
 use crate::publish::{PublishOptions, publish};
 use crate::repo::{InitOptions, Repo};
@@ -238,11 +239,7 @@ fn run_metainfo(
 
 /// Half a metainfo file is never seen under its name.
 fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.part", std::process::id()));
-    let partial = PathBuf::from(partial);
-    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
-    written.inspect_err(|_| {
-        let _ = std::fs::remove_file(&partial);
-    })
+    let (partial, mut file) = Partial::create(path)?;
+    file.write_all(bytes)?;
+    partial.finish()
 }

@@ -293,7 +293,8 @@ fn publish_text(report: &PublishReport, verbose: u8) -> String {
     }
     for UpdateCost { version, cost } in &report.updates {
         let (label, bytes) = (format!("from {version}"), cost.bytes());
-        let _ = writeln!(text, "  {label:13} {bytes:>14} bytes ({})", HumanBytes(bytes));
+        let (human, image) = (HumanBytes(bytes), cost.image_text());
+        let _ = writeln!(text, "  {label:13} {bytes:>14} bytes ({human}){image}");
     }
     if verbose > 0 {
         let _ = writeln!(text, "  {:13} {:>14} bytes", "read", report.read_bytes);

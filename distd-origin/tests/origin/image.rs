@@ -30,7 +30,7 @@ impl Mounted {
                 // the kernel says is about the image.
                 let cannot = [Errno::NOTBLK, Errno::NODEV, Errno::PERM, Errno::ACCESS];
                 assert!(cannot.contains(&error), "{}: {error}", image.display());
-                eprintln!("cannot mount {} here: {error}", image.display());
+                eprintln!("SKIPPED: cannot mount {} here: {error}", image.display());
                 None
             }
         }
@@ -68,7 +68,7 @@ fn assert_same(a: &Path, b: &Path) {
     let words = ["-aHAX", "--checksum", "--dry-run", "--itemize-changes", "--delete"];
     let slash = |path: &Path| format!("{}/", path.display());
     let out = Command::new("rsync").args(words).arg(slash(a)).arg(slash(b)).output();
-    let Ok(out) = out else { return eprintln!("there is no rsync here") };
+    let out = out.expect("rsync is needed: scripts/setup.sh");
     let told = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success() && told.is_empty(), "{told}");
 }
@@ -76,7 +76,7 @@ fn assert_same(a: &Path, b: &Path) {
 fn assert_sound(image: &Path, device: Option<&Path>) {
     let mut fsck = Command::new("fsck.erofs");
     fsck.args(device.map(|device| format!("--device={}", device.display()))).arg(image);
-    let Ok(out) = fsck.output() else { return eprintln!("there is no fsck.erofs here") };
+    let out = fsck.output().expect("fsck.erofs is needed: scripts/setup.sh");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
@@ -91,7 +91,7 @@ fn sparse(world: &World, name: &str) {
 #[test]
 fn the_image_on_the_log_shows_the_tree() {
     if !is_root() {
-        return eprintln!("only root mounts");
+        return eprintln!("SKIPPED: only root mounts");
     }
     let world = World::new();
     let _socket = odd_tree(&world);
@@ -159,6 +159,14 @@ fn an_export_that_fails_leaves_nothing() {
         export(&world.log(), "1", wrong, |_, _| {}).expect_err("not written");
     }
     export(&world.log(), "9", &world.dir.path().join("x"), |_, _| {}).expect_err("no release");
+    assert_eq!(fs::read_dir(world.dir.path()).expect("read").count(), 3);
+    // What lies where it is written to is neither followed nor written to.
+    let (precious, link) = (world.source.join("file"), world.dir.path().join("image"));
+    std::os::unix::fs::symlink(&precious, &link).expect("made");
+    export(&world.log(), "1", &link, |_, _| {}).expect("exported");
+    assert!(fs::symlink_metadata(&link).expect("there").is_file());
+    assert_eq!(fs::read(&precious).expect("read"), b"x");
+    fs::remove_file(link).expect("removed");
     let left: Vec<_> = fs::read_dir(world.dir.path()).expect("read").flatten().collect();
     assert_eq!(left.len(), 3, "{left:?}");
 }
