@@ -416,7 +416,7 @@ pub(crate) fn mount_command(
                 serde_json::json!({ "directory": directory, "source": source, "track": track }),
             );
         }
-        Site::Free => {}
+        Site::Free | Site::Left => {}
     }
     let request = MountRequest {
         source: source.to_owned(),

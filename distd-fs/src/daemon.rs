@@ -21,14 +21,17 @@ use distd_core::store::OpenError;
 use serde_json::{Value, json};
 
 use crate::control::{Answer, GetRequest, MountRequest, Request, Responder, Wanted};
+use crate::erofs::record::Record;
 use crate::exit::{Complaint, Exit};
 use crate::fs::{Fs, View, merged, without};
 use crate::mount;
+use crate::mountinfo::lying_on;
 use crate::options::MountOptions;
 use crate::target::Target;
 use jobs::Jobs;
 use mounted::Mounted;
 use prefetch::bring_release;
+use show::Wish;
 
 /// How long a node without a mount waits for its first.
 const FIRST_MOUNT_PATIENCE: Duration = Duration::from_secs(10);
@@ -87,6 +90,8 @@ struct State {
     stopped: bool,
     /// Takes no more mounts.
     leaving: bool,
+    /// Dead mounts of the node before that cannot be replaced yet, and why.
+    left: BTreeMap<PathBuf, String>,
     /// Releases held without a mount, by pin, as `status` tells them.
     relayed: BTreeMap<String, Value>,
 }
@@ -94,6 +99,11 @@ struct State {
 impl State {
     fn sessions(&self) -> usize {
         self.mounts.len() + self.detached.len()
+    }
+
+    /// Whether it is mounted, or was and is still used.
+    fn sessions_of(&self, mounted: &Arc<Mounted>) -> bool {
+        self.mounts.values().chain(&self.detached).any(|other| Arc::ptr_eq(other, mounted))
     }
 
     /// A session has ended. Another mount may stand on its directory by then.
@@ -112,6 +122,8 @@ pub struct Daemon {
     changed: Condvar,
     /// Held from the look at a directory to its mount.
     mounting: Mutex<()>,
+    /// Held while a mount in the erofs view gets another superblock.
+    mending: Mutex<()>,
     jobs: Jobs,
 }
 
@@ -152,6 +164,7 @@ impl Daemon {
             state: Mutex::default(),
             changed: Condvar::new(),
             mounting: Mutex::default(),
+            mending: Mutex::default(),
             jobs: Jobs::default(),
         }))
     }
@@ -304,29 +317,48 @@ impl Daemon {
         let (record, release) = target.release(&swarm, timeout, options.allow_stale)?;
         let _one_at_a_time = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mounted) = self.standing(&directory) {
-            return if mounted.source == source {
-                Ok(mounted.describe())
-            } else {
+            if mounted.source != source {
                 let text = format!("{} is mounted on {}", mounted.source, directory.display());
-                Err(Complaint::new(Exit::Busy, text))
-            };
+                return Err(Complaint::new(Exit::Busy, text));
+            }
+            self.mend(&mounted)?;
+            return Ok(mounted.describe());
+        }
+        let left = self.left_on(&directory).map(|line| line.device);
+        if let Some(device) = &left {
+            let lying = lying_on(&directory, device).map_err(Complaint::failure)?;
+            if let Some(lying) = lying.filter(|lying| !lying.is_empty()) {
+                let (shown, lying) = (directory.display(), lying.join(", "));
+                let text = format!(
+                    "a dead mount is on {shown}; what is mounted on {lying} below it has to be unmounted first"
+                );
+                return Err(Complaint::new(Exit::Busy, text));
+            }
         }
         let view = View { generation: 0, origin: target.origin, record, release };
         let fs = Fs::new(Arc::new(swarm.clone()), Arc::new(view), timeout);
-        let (shown, session) = self.show(&fs, &directory, &source, &options, timeout)?;
+        let (shown, session) = self.show(&Wish {
+            fs: &fs,
+            directory: &directory,
+            source: &source,
+            options: &options,
+            timeout,
+            left: left.as_deref(),
+        })?;
         let point = mounted::Point { directory, source, shown };
-        let mounted = Arc::new(Mounted::new(point, &target, swarm, fs, &options));
+        let mounted = Arc::new(Mounted::new(point, swarm, fs, request));
         let described = mounted.describe();
         tracing::info!("mounted {} on {}", mounted.source, mounted.directory.display());
         self.state().mounts.insert(mounted.directory.clone(), Arc::clone(&mounted));
+        Self::note(&mounted, &self.cache);
         let running = match session {
             Some(session) => self.run_session(session, &mounted),
             None => {
-                self.watch_view(request, &mounted);
+                self.watch_view(&mounted);
                 Ok(())
             }
         };
-        let following = running.and_then(|()| follow::start(&mounted));
+        let following = running.and_then(|()| follow::start(self, &mounted));
         mounted.start_prefetch(None);
         following.map_err(|error| {
             self.state().forget(&mounted);
@@ -371,7 +403,10 @@ impl Daemon {
 
     /// A mount whose session has ended.
     fn on_unmounted(&self, gone: &Arc<Mounted>) {
-        tracing::info!("unmounted {}", gone.directory.display());
+        if self.stands(gone) {
+            Record::remove(&gone.directory);
+            tracing::info!("unmounted {}", gone.directory.display());
+        }
         gone.end();
         self.state().forget(gone);
         self.changed.notify_all();
@@ -418,6 +453,7 @@ impl Daemon {
             },
             "cache": { "directory": self.cache, "usage": status.cache, "pins": pins },
             "mounts": mounts.iter().map(|mounted| mounted.status()).collect::<Vec<Value>>(),
+            "left": self.state().left,
             "relayed": self.state().relayed.values().cloned().collect::<Vec<Value>>(),
             "swarms": status.swarms,
         }))
@@ -450,7 +486,7 @@ impl Daemon {
     /// What the mount that a path lies on was first used for, as a profile.
     pub fn trace(&self, path: &Path) -> Answer {
         let (mounted, _) = self.mount_of(path)?;
-        let accesses = mounted.fs.accesses();
+        let accesses = mounted.accesses()?;
         let mut value = mounted.describe();
         value["accesses"] = json!(accesses.len());
         value["profile"] = json!(profile_text(&accesses));
@@ -464,8 +500,8 @@ impl Daemon {
 
     /// Has the mount that a path lies on take the newest release, and follow its track from then on
     /// unless this is for once.
-    pub fn release(&self, path: &Path, once: bool) -> Answer {
-        self.mount_of(path)?.0.let_go(once)
+    pub fn release(self: &Arc<Self>, path: &Path, once: bool) -> Answer {
+        self.mount_of(path)?.0.let_go(self, once)
     }
 
     /// Changes the bound of the cache, for later nodes too.

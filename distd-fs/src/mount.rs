@@ -4,6 +4,7 @@ mod device;
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::blocks::Blocks;
-use crate::erofs::record;
+use crate::erofs::{record, site};
 use crate::exit::{Complaint, Exit};
 use crate::fs::Fs;
 use crate::fuse::Adapter;
@@ -113,6 +114,8 @@ pub enum Site {
     Free,
     /// The same source already.
     Same,
+    /// A view of the kernel's whose node is gone or cannot serve it: the next node replaces it.
+    Left,
 }
 
 /// The directory's canonical path, also where a dead mount lies on it.
@@ -139,12 +142,11 @@ pub fn survey(
     let wrong = |source| MountError::Directory { directory: directory.to_owned(), source };
     if let Some(mount) = mounted_on(directory).map_err(wrong)? {
         let (tree, view) = (mount.kind == FILE_SYSTEM_TYPE, record::is_view(&mount));
-        let dead = if view {
-            !record::is_alive(directory, cache)
-        } else {
-            fs::metadata(directory)
-                .is_err_and(|error| error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()))
-        };
+        let dead =
+            if view { !record::is_alive(directory, cache) } else { is_disconnected(directory) };
+        if dead && view {
+            return Ok(Site::Left);
+        }
         if dead {
             detach(directory).map_err(wrong)?;
         } else if (tree || view) && mount.source == source {
@@ -168,6 +170,12 @@ pub fn survey(
     Ok(Site::Free)
 }
 
+/// Whether a dead mount of FUSE lies on the directory.
+pub(crate) fn is_disconnected(directory: &Path) -> bool {
+    let disconnected = Some(Errno::NOTCONN.raw_os_error());
+    fs::metadata(directory).is_err_and(|error| error.raw_os_error() == disconnected)
+}
+
 /// Whether `path`, or the part of it that exists, lies in the directory, through whatever links and
 /// bind mounts: compared by device and inode.
 fn lies_below(path: &Path, directory: &fs::Metadata) -> bool {
@@ -187,7 +195,55 @@ pub fn mount<B: Blocks>(
     source: &str,
     options: &MountOptions,
 ) -> Result<Session<Adapter<B>>, MountError> {
-    let check_modes = options.check_modes || options.access != Access::Owner;
+    let refused = |source| MountError::Refused { directory: directory.to_owned(), source };
+    let device = device::open(directory, &terms(source, options)).map_err(refused)?;
+    let session = session(fs, device, options).map_err(|error| {
+        // Nobody answers it.
+        let _ = detach(directory);
+        refused(error)
+    })?;
+    tune(directory);
+    Ok(session)
+}
+
+/// The same, in the place of the mount of another device number that lies there. Only root may.
+pub(crate) fn mount_instead<B: Blocks>(
+    fs: Arc<Fs<B>>,
+    directory: &Path,
+    source: &str,
+    options: &MountOptions,
+    replaced: &str,
+) -> Result<Session<Adapter<B>>, MountError> {
+    let refused = |source| MountError::Refused { directory: directory.to_owned(), source };
+    let site = site::Site::open(directory, Some(replaced));
+    let site = site.map_err(|error| refused(io::Error::other(error)))?;
+    let (device, mount) = device::open_apart(&terms(source, options)).map_err(refused)?;
+    let session = session(fs, device, options).map_err(refused)?;
+    site.take(mount.as_fd()).map_err(|error| refused(io::Error::other(error)))?;
+    tune(directory);
+    Ok(session)
+}
+
+fn checks_modes(options: &MountOptions) -> bool {
+    options.check_modes || options.access != Access::Owner
+}
+
+fn terms<'a>(source: &'a str, options: &MountOptions) -> Terms<'a> {
+    Terms {
+        source,
+        suid: options.suid,
+        dev: options.dev,
+        exec: options.exec,
+        check_modes: checks_modes(options),
+        others: options.access != Access::Owner,
+    }
+}
+
+fn session<B: Blocks>(
+    fs: Arc<Fs<B>>,
+    device: OwnedFd,
+    options: &MountOptions,
+) -> io::Result<Session<Adapter<B>>> {
     let mut config = Config::default();
     config.acl = match options.access {
         Access::Owner => SessionACL::Owner,
@@ -197,24 +253,7 @@ pub fn mount<B: Blocks>(
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     config.n_threads = Some(threads.clamp(2, THREADS_MAX));
     config.clone_fd = true;
-    let terms = Terms {
-        source,
-        suid: options.suid,
-        dev: options.dev,
-        exec: options.exec,
-        check_modes,
-        others: options.access != Access::Owner,
-    };
-    let refused = |source| MountError::Refused { directory: directory.to_owned(), source };
-    let device = device::open(directory, &terms).map_err(refused)?;
-    let session = Session::from_fd(Adapter::new(fs, check_modes), device, config.acl, config)
-        .map_err(|error| {
-            // Nobody answers it.
-            let _ = detach(directory);
-            refused(error)
-        })?;
-    tune(directory);
-    Ok(session)
+    Session::from_fd(Adapter::new(fs, checks_modes(options)), device, config.acl, config)
 }
 
 /// Sets the mount's read-ahead. Best effort: only root may, and a container may not see sysfs.

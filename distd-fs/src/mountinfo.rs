@@ -54,6 +54,24 @@ pub fn covered(device: &str) -> Vec<Vec<u8>> {
     paths
 }
 
+/// On which paths something is mounted over the mount of that device number on `point`, or below it, as paths
+/// from `point` on; `/` is itself. `None`: there is no such mount. Mounts elsewhere of the same file system,
+/// and those in other mount namespaces, are others' and count for nothing.
+pub fn lying_on(point: &Path, device: &str) -> io::Result<Option<Vec<String>>> {
+    Ok(lying_in(&mounts()?, point, device))
+}
+
+/// The same, of a table that was read.
+pub fn lying_in(mounts: &[MountLine], point: &Path, device: &str) -> Option<Vec<String>> {
+    let ours = mounts.iter().rfind(|mount| mount.point == point && mount.device == device)?;
+    let children = mounts.iter().filter(|mount| mount.parent == ours.id);
+    let path = |child: &MountLine| {
+        let below = child.point.strip_prefix(point).ok()?;
+        Some(format!("/{}", below.as_os_str().as_bytes().escape_ascii()))
+    };
+    Some(children.filter_map(path).collect())
+}
+
 fn covered_in(mounts: &[MountLine], device: &str) -> Vec<Vec<u8>> {
     let ours = mounts.iter().filter(|mount| mount.device == device);
     let ours: BTreeMap<u64, &MountLine> = ours.map(|mount| (mount.id, mount)).collect();
@@ -156,6 +174,21 @@ mod tests {
 36 20 0:9 / /mnt2/y rw - tmpfs t rw";
         let covered = covered_in(&parse_all(table), "0:98");
         assert_eq!(covered, [b"a/p q".to_vec(), b"sub/dir/x".to_vec()]);
+    }
+
+    #[test]
+    fn what_lies_on_one_mount_is_told_from_what_lies_on_its_copies() {
+        let table = br"20 1 0:1 / / rw - ext4 disk rw
+30 20 0:98 / /mnt ro - erofs s ro
+31 30 0:5 / /mnt/a/p\040q rw - tmpfs t rw
+32 31 0:6 / /mnt/a/p\040q/deeper rw - tmpfs t rw
+33 20 0:98 /sub /elsewhere ro - erofs s ro
+34 33 0:7 / /elsewhere/x rw - tmpfs t rw
+35 30 0:8 / /mnt rw - tmpfs over rw";
+        let lying = |point: &str, device| lying_in(&parse_all(table), Path::new(point), device);
+        assert_eq!(lying("/mnt", "0:98"), Some(vec!["/a/p q".to_owned(), "/".to_owned()]));
+        assert_eq!(lying("/elsewhere", "0:98"), Some(vec!["/x".to_owned()]));
+        assert_eq!(lying("/mnt", "0:99"), None);
     }
 
     #[test]

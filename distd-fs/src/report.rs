@@ -176,8 +176,18 @@ pub(crate) fn status(status: &Value) -> String {
             [] => String::new(),
             below => format!(", waits for what is mounted on {}", below.join(", ")),
         };
+        let trouble = mount["trouble"].as_str().map(|why| format!(", in trouble: {why}"));
+        let trouble = trouble.unwrap_or_default();
+        let kept = match mount["kept"].as_u64() {
+            None | Some(0) => String::new(),
+            Some(kept) => format!(", {kept} older releases are still in use"),
+        };
         let place = place(mount);
-        let _ = writeln!(lines, "mount {place}{view}, {share}{follows}{waits}{stale}");
+        let _ =
+            writeln!(lines, "mount {place}{view}, {share}{follows}{waits}{kept}{stale}{trouble}");
+    }
+    for (directory, why) in status["left"].as_object().into_iter().flatten() {
+        let _ = writeln!(lines, "dead mount on {directory}, about to be replaced: {}", text(why));
     }
     for relayed in list(&status["relayed"]) {
         let share = local_of(&relayed["local_bytes"], &relayed["total_bytes"]);

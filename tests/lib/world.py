@@ -97,7 +97,8 @@ class World:
     def mount(self, source=None, point=None, options="", code=0, **more):
         """Mounts with this world's cache and returns the mount point."""
         point = point or self.mountpoint
-        options = ",".join(x for x in (f"cache={self.cache}", options) if x)
+        besides = os.environ.get("DISTD_OPTIONS", "")
+        options = ",".join(x for x in (f"cache={self.cache}", besides, options) if x)
         result = self.fs("mount", self.url() if source is None else source, point, "-o", options, code=code, **more)
         return point if result.code == 0 else result
 

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import threading
 import time
@@ -13,7 +12,7 @@ from lib import compare, hosts, tree
 from lib.facts import settled
 from lib.network import NODE
 from lib.promises import promise
-from promises.erofs import KINDS, image, loop_mount
+from promises.erofs_image import KINDS, image, loop_mount
 from promises.follow import of_mount, plain, two_releases
 
 VIEW = "view=erofs"
@@ -139,6 +138,78 @@ def what_cannot_be_had_is_an_error_in_time_and_never_zeros(world):
 
 
 @promise(seconds=120)
+def what_is_local_does_not_fail_for_what_lies_beside_it(world):
+    source = world.dir / "source"
+    source.mkdir()
+    for number in range(3):
+        tree.incompressible(source / f"f{number}", 4 * tree.MIB, seed=number)
+    world.published(source)
+    mount = by_erofs(world, "timeout=5,prefetch=none")
+    right = (source / "f1").read_bytes()
+    # In one file: a run that is local, then one that nobody has any more, and so on.
+    places = range(0, 4 * tree.MIB, tree.MIB // 2)
+    for at in places:
+        subprocess.run(["dd", f"if={mount}/f1", "of=/dev/null", "bs=64K", "count=1", "iflag=skip_bytes", f"skip={at}"], check=True, capture_output=True)
+    settled(world)
+    world.network.unplug()
+
+    def read(advice, places):
+        """How long each read of 16 KiB took; all of what is local is right."""
+        subprocess.run(["sh", "-c", "echo 3 > /proc/sys/vm/drop_caches"], check=True)
+        took = []
+        with (mount / "f1").open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, advice)
+            for at in places:
+                for step in range(0, 64 << 10, 16 << 10):
+                    begin = time.monotonic()
+                    assert os.pread(file.fileno(), 16 << 10, at + step) == right[at + step : at + step + (16 << 10)], f"at {at + step}"
+                    took.append(time.monotonic() - begin)
+        return took
+
+    # At once, but where nothing has arrived for the first time.
+    here_and_there = read(os.POSIX_FADV_RANDOM, places)
+    assert sum(here_and_there) < 3, here_and_there
+    # A reader in order waits once where the kernel reads ahead, in his own time, into what is not there.
+    in_order = read(os.POSIX_FADV_NORMAL, places[:3])
+    assert all(took < 2 for index, took in enumerate(in_order) if index % 4 != 3), in_order
+    assert max(in_order) < 8, in_order
+    begin = time.monotonic()
+    assert eio(mount / "f2", 0) == errno.EIO
+    took = time.monotonic() - begin
+    assert 4 < took < 8, f"{took:.1f} s"
+
+
+@promise(seconds=120)
+def what_a_mount_was_used_for_is_told_as_a_profile(world):
+    source = world.dir / "source"
+    (source / "dir").mkdir(parents=True)
+    for number in range(40):
+        tree.incompressible(source / "dir" / f"f{number:02}", 100 << 10, seed=number)
+    world.published(source)
+    mount = by_erofs(world, "prefetch=none")
+    used = [f"dir/f{number:02}" for number in (31, 7, 19)]
+    for name in used:
+        assert compare.digest(mount / name) == compare.digest(source / name)
+    told = json.loads(world.fs("trace", mount, "--json", "--cache", world.cache).out)
+    lines_of = [line for line in told["profile"].splitlines() if line and not line.startswith("#")]
+    named = list(dict.fromkeys(name for line in lines_of for name in used if name in line))
+    assert named == used and len(lines_of) <= 12, told["profile"]
+    profile = world.dir / "profile"
+    world.fs("trace", mount, "--output", profile, "--cache", world.cache)
+    (source / "more").write_text("more")
+    world.publish(source, "v2", "stable", "--profile", profile)
+    world.umount()
+    world.fs("cache", "clean", "--cache", world.cache, code=None)
+    hosts.until(lambda: world.node_pid() is None, what="the node's end")
+    world.cache = world.dir / "other-cache"
+    by_erofs(world, "prefetch=profile")
+    hosts.until(lambda: settled(world) > 3 * (100 << 10), 20, "what the profile names")
+    world.network.unplug()
+    for name in used:
+        assert compare.digest(mount / name) == compare.digest(source / name)
+
+
+@promise(seconds=120)
 def content_is_right_while_half_of_it_is_evicted(world):
     source = world.dir / "source"
     source.mkdir()
@@ -245,29 +316,6 @@ def a_second_mount_of_the_same_content_costs_no_fetch(world):
     # One superblock, one cache of the log: each mount's directory has the same files open in the kernel.
     connections = {record["connection"] for record in map(json.loads, (path.read_text() for path in pathlib.Path("/run/distd").glob("*.mount")))}
     assert len(connections) == 1, connections
-
-
-@promise(seconds=120)
-def a_node_that_was_killed_is_replaced_by_the_next(world):
-    source = tree.small(world.dir / "source")
-    world.published(source)
-    mount, other = by_erofs(world), world.dir / "other"
-    other.mkdir()
-    world.mount(point=other, options=VIEW)
-    busy = subprocess.Popen(["sh", "-c", f"while :; do cat {mount}/big {other}/big > /dev/null 2>&1; done"], start_new_session=True)
-    held = (mount / "lib/a/file0").open("rb")
-    pid = world.node_pid()
-    os.kill(pid, signal.SIGKILL)
-    hosts.until(lambda: hosts.state(pid) in (None, "Z"), what="the node's end")
-    begin = time.monotonic()
-    world.mount(options=VIEW)
-    compare.same(source, mount)
-    hosts.until(lambda: of_mounts(world) == {str(mount), str(other)}, 5, "both mounts")
-    compare.same(source, other)
-    assert time.monotonic() - begin < 5 and len(lines(mount)) == len(lines(other)) == 1
-    held.close()
-    os.killpg(busy.pid, signal.SIGKILL)
-    assert hosts.until(lambda: busy.poll() is not None, 2, "the reader's end")
 
 
 def of_mounts(world):

@@ -9,13 +9,16 @@ use distd_core::node::HeadNews;
 use serde_json::{Value, json};
 
 use crate::control::Answer;
-use crate::erofs::Refusal;
+use crate::erofs::{Exchange, Refusal};
 use crate::exit::{Complaint, Exit};
 use crate::fs::{FetchError, Stale, View};
 use crate::fuse::{forget_directories, forget_stale};
+use crate::mount::MountError;
 use crate::mountinfo::covered;
+use crate::options::Show;
 use crate::target::{TargetError, fetch_release};
 
+use super::Daemon;
 use super::mounted::{Mounted, Shown};
 
 /// How long a follower waits for news before it looks whether its mount is still there.
@@ -28,7 +31,7 @@ const STALE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a mount could not take another release; it stays at the one that it shows.
 #[derive(Debug, thiserror::Error)]
-enum SwitchError {
+pub(super) enum SwitchError {
     /// The release.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -38,6 +41,12 @@ enum SwitchError {
     /// The mount of the new release.
     #[error(transparent)]
     Erofs(#[from] Refusal),
+    /// The same, by the node itself.
+    #[error(transparent)]
+    Tree(#[from] MountError),
+    /// A thread for it.
+    #[error("no thread for the mount: {0}")]
+    Thread(#[from] io::Error),
 }
 
 impl From<SwitchError> for Complaint {
@@ -46,32 +55,43 @@ impl From<SwitchError> for Complaint {
             SwitchError::Target(error) => error.into(),
             SwitchError::Metadata(error) => Self::new(Exit::Unreachable, error),
             SwitchError::Erofs(error) => error.into(),
+            SwitchError::Tree(error) => error.into(),
+            SwitchError::Thread(_) => Self::failure(error),
         }
     }
 }
 
-/// Starts the thread that has a mount follow its track; it ends with the mount.
-pub(super) fn start(mounted: &Arc<Mounted>) -> io::Result<()> {
-    if mounted.pinned {
+/// Starts the thread that has a mount follow its track, and mends what it lies on; it ends with the mount.
+pub(super) fn start(daemon: &Arc<Daemon>, mounted: &Arc<Mounted>) -> io::Result<()> {
+    if mounted.pinned && matches!(mounted.shown, Shown::Tree { .. }) {
         return Ok(());
     }
-    let mounted = Arc::clone(mounted);
-    let follow = move || follow(&mounted);
+    let (daemon, mounted) = (Arc::clone(daemon), Arc::clone(mounted));
+    let follow = move || follow(&daemon, &mounted);
     std::thread::Builder::new().name("follow".into()).spawn(follow).map(drop)
 }
 
-fn follow(mounted: &Arc<Mounted>) {
+fn follow(daemon: &Arc<Daemon>, mounted: &Arc<Mounted>) {
     let (mut known, mut pause) = (0, Duration::ZERO);
     let mut stale_said: Option<Instant> = None;
     while !mounted.ended.load(Ordering::Relaxed) {
-        if pause.is_zero() {
+        if mounted.pinned {
+            std::thread::sleep(WAIT);
+        } else if pause.is_zero() {
             let news = mounted.swarm.wait_newer_head(known, WAIT);
             complain_when_stale(mounted, &news, &mut stale_said);
             known = news.trusted.map_or(0, |trusted| trusted.placed.head.munros);
         } else {
             std::thread::sleep(pause.min(WAIT));
         }
-        pause = match mounted.catch_up(false) {
+        let mended = daemon.mend(mounted).map_err(SwitchError::from);
+        let outcome = if mounted.pinned {
+            mended.map(|()| false)
+        } else {
+            mended.and_then(|()| mounted.catch_up(daemon, false))
+        };
+        mounted.set_trouble(outcome.as_ref().err().map(ToString::to_string));
+        pause = match outcome {
             Ok(_) => Duration::ZERO,
             Err(error) => {
                 let directory = mounted.directory.display();
@@ -97,7 +117,7 @@ fn complain_when_stale(mounted: &Mounted, news: &HeadNews, said: &mut Option<Ins
 impl Mounted {
     /// Takes the release that the track stands at, if that is another one; whether it was. A mount that
     /// is held does so only if it is `asked` to.
-    fn catch_up(self: &Arc<Self>, asked: bool) -> Result<bool, SwitchError> {
+    fn catch_up(self: &Arc<Self>, daemon: &Arc<Daemon>, asked: bool) -> Result<bool, SwitchError> {
         let _one_at_a_time = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         if self.held.load(Ordering::Relaxed) && !asked {
             return Ok(false);
@@ -124,11 +144,17 @@ impl Mounted {
                 forget_directories(notifier, &stale);
             }
             Shown::Erofs(erofs) => {
-                let image = view.release.image.as_ref().ok_or(Refusal::NoImage)?;
-                if !erofs.replace(image)? {
-                    return Ok(false);
+                let image = view.release.image.as_ref().ok_or(Refusal::NoImage);
+                match image.and_then(|image| erofs.replace(image)) {
+                    Ok(Exchange::Done) => self.fs.exchange(&view),
+                    Ok(Exchange::Waits | Exchange::Gone) => return Ok(false),
+                    Err(refusal)
+                        if refusal.is_of_release() && self.request.options.view == Show::Auto =>
+                    {
+                        return daemon.show_by_node(self, view, &refusal);
+                    }
+                    Err(refusal) => return Err(refusal.into()),
                 }
-                self.fs.exchange(&view);
             }
         }
         tracing::info!(
@@ -152,9 +178,9 @@ impl Mounted {
     }
 
     /// Takes the newest release now; follows from then on, unless this is for `once`.
-    pub(super) fn let_go(self: &Arc<Self>, once: bool) -> Answer {
+    pub(super) fn let_go(self: &Arc<Self>, daemon: &Arc<Daemon>, once: bool) -> Answer {
         self.refuse_if_pinned()?;
-        let switched = self.catch_up(true)?;
+        let switched = self.catch_up(daemon, true)?;
         if !once {
             self.held.store(false, Ordering::Relaxed);
         }

@@ -3,18 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use distd_core::manifest::Access;
 use distd_core::node::{HeadNews, Swarm};
 use distd_core::unit::BlockRange;
 use serde_json::{Value, json};
 
+use crate::control::MountRequest;
 use crate::erofs::ErofsView;
 use crate::exit::{Complaint, Exit};
 use crate::fs::{Fs, Local, ReleasePlace, View, WalkError, merged, walk};
 use crate::mountinfo::{FILE_SYSTEM_TYPE, mounts};
-use crate::options::{MountOptions, Prefetch};
-use crate::target::Target;
+use crate::options::Prefetch;
 
 use super::jobs::Progress;
 
@@ -46,6 +47,8 @@ pub(super) enum Shown {
 pub(super) struct Mounted {
     pub(super) directory: PathBuf,
     pub(super) source: String,
+    /// How it was asked for.
+    pub(super) request: MountRequest,
     pub(super) swarm: Swarm,
     pub(super) fs: Arc<Fs<Swarm>>,
     /// The track, and whether the source names one release of it for good.
@@ -60,6 +63,8 @@ pub(super) struct Mounted {
     pub(super) switching: Mutex<()>,
     pub(super) timeout: Duration,
     pub(super) prefetch: Prefetch,
+    /// Why it does not take the newest release, where that failed.
+    trouble: Mutex<Option<String>>,
     /// What is fetched for it in the background now.
     background: Mutex<Arc<Progress>>,
     /// Where the content of the release of this generation lies, once somebody asked.
@@ -69,29 +74,35 @@ pub(super) struct Mounted {
 impl Mounted {
     pub(super) fn new(
         point: Point,
-        target: &Target,
         swarm: Swarm,
         fs: Arc<Fs<Swarm>>,
-        options: &MountOptions,
+        request: &MountRequest,
     ) -> Self {
         let Point { directory, source, shown } = point;
-        let timeout = fs.deadline().saturating_duration_since(Instant::now());
+        let timeout = fs.timeout();
         Self {
             directory,
             source,
+            request: request.clone(),
             swarm,
             fs,
-            track: target.track.clone(),
-            pinned: target.release.is_some(),
-            held: AtomicBool::new(options.hold),
+            track: request.wanted.track.clone(),
+            pinned: request.wanted.release.is_some(),
+            held: AtomicBool::new(request.options.hold),
             ended: AtomicBool::new(false),
             shown,
             switching: Mutex::default(),
             timeout,
-            prefetch: options.prefetch,
+            prefetch: request.options.prefetch,
+            trouble: Mutex::default(),
             background: Mutex::default(),
             content: Mutex::default(),
         }
+    }
+
+    /// Takes note of why it does not take the newest release; `None` if nothing is wrong.
+    pub(super) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// Stops what is fetched in the background, and says how what comes next stands.
@@ -158,8 +169,11 @@ impl Mounted {
         value["newest"] = json!(newest);
         value["stale"] = json!(news.is_stale());
         value["switches"] = json!(view.generation);
+        value["trouble"] = json!(*self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
         if let Shown::Erofs(view) = &self.shown {
             value["waits_for"] = json!(view.waits_for());
+            value["kept"] = json!(view.kept());
+            value["broken"] = json!(!view.superblock().is_alive());
         }
         value["inodes"] = json!(self.fs.remembered());
         value["release_bytes"] = json!(view.release.totals.bytes);
@@ -196,14 +210,15 @@ impl Mounted {
     }
 
     pub(super) fn walk(&self, below: &Path) -> Result<ReleasePlace, Complaint> {
-        walk(&self.swarm, &self.view().release, below, self.timeout).map_err(|error| {
-            let exit = match error {
-                WalkError::NoEntry { .. } => Exit::NoSuch,
-                WalkError::Unavailable(_) => Exit::Unreachable,
-                WalkError::Damaged { .. } | WalkError::Depth => Exit::Unverified,
-            };
-            Complaint::new(exit, error)
-        })
+        walk(&self.swarm, &self.view().release, below, self.timeout).map_err(not_walked)
+    }
+
+    /// What it was first used for, in order.
+    pub(super) fn accesses(&self) -> Result<Vec<Access>, Complaint> {
+        let Shown::Erofs(erofs) = &self.shown else { return Ok(self.fs.accesses()) };
+        let superblock = erofs.superblock();
+        let accessed = superblock.accessed();
+        accessed.of(&self.swarm, &self.view().release, self.timeout).map_err(not_walked)
     }
 
     pub(super) fn pin_name(&self, below: &Path) -> String {
@@ -220,6 +235,15 @@ impl Mounted {
         ranges.extend(view.release.image.iter().map(|image| image.blocks));
         merged(ranges)
     }
+}
+
+fn not_walked(error: WalkError) -> Complaint {
+    let exit = match error {
+        WalkError::NoEntry { .. } => Exit::NoSuch,
+        WalkError::Unavailable(_) => Exit::Unreachable,
+        WalkError::Damaged { .. } | WalkError::Depth => Exit::Unverified,
+    };
+    Complaint::new(exit, error)
 }
 
 /// The version that a track stands at by the newest head.

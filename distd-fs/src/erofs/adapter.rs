@@ -104,7 +104,7 @@ impl<B: Blocks> Filesystem for Adapter<B> {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -114,7 +114,8 @@ impl<B: Blocks> Filesystem for Adapter<B> {
         reply: ReplyData,
     ) {
         contained("read", || {
-            self.0.read(ino.0, offset, u64::from(size), move |bytes| match bytes {
+            let from = (ino.0, request.pid());
+            self.0.read(from, offset, u64::from(size), move |bytes| match bytes {
                 Ok(bytes) => reply.data(bytes),
                 Err(failure) => reply.error(Errno::from_i32(failure.errno().raw_os_error())),
             });

@@ -6,34 +6,38 @@
 //! standard input, and confined to its room there: so the image's path can be the mount's SOURCE.
 
 use std::io::{self, BufRead, BufReader};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 use rustix::process::{chroot, fchdir};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::Blocks;
 use crate::control::PathText;
+use crate::mountinfo::lying_on;
 
 use super::hidden::device_name;
 use super::probe;
+use super::site::{Site, device_of, open_path};
 use super::superblock::Superblock;
 
 /// The hidden command.
 pub(crate) const COMMAND: &str = "attach";
 /// What the kernel may take beyond the reads that a mount needs.
 const SLACK: Duration = Duration::from_secs(10);
-/// How long a helper that was killed may take to end, once the kernel's connection is broken off.
+/// How long a helper that was killed may take to end before it is left to a thread.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+/// How often is looked whether it has.
+const END_POLL: Duration = Duration::from_millis(20);
 /// Longest text of the kernel that is quoted, in bytes.
 const SAID_BYTES_MAX: usize = 1024;
 
@@ -74,11 +78,16 @@ pub(crate) struct Flags {
     pub(crate) exec: bool,
 }
 
-/// A mount that was made.
+/// What a helper says, a line each.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Attached {
-    /// Its device number as mount tables have it.
-    pub(super) device: String,
+enum Said {
+    /// There is a mount of this device number, as mount tables have it. Said before it is put into its place:
+    /// then it is known whatever becomes of the helper.
+    Made(String),
+    /// It is in its place.
+    Done,
+    /// It is not, and why.
+    Refused(Refused),
 }
 
 /// Why a mount was not made.
@@ -87,9 +96,12 @@ pub(crate) enum AttachError {
     /// No helper.
     #[error("cannot run the mount's helper: {0}")]
     Spawn(#[from] io::Error),
-    /// It was not done in time, or died.
+    /// It was not done in time.
     #[error("the kernel did not mount EROFS within {} s", .0.as_secs())]
     Late(Duration),
+    /// It died.
+    #[error("the mount's helper died")]
+    Died,
     /// It said why.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -107,12 +119,12 @@ pub(crate) struct Refused {
     pub(super) said: String,
 }
 
-/// Has a helper carry out an order; `timeout` is what its reads may take.
+/// Has a helper carry out an order; `timeout` is what its reads may take. The device number of the mount.
 pub(super) fn run<B: Blocks>(
-    superblock: &Superblock<B>,
+    superblock: &Arc<Superblock<B>>,
     order: &Order,
     timeout: Duration,
-) -> Result<Attached, AttachError> {
+) -> Result<String, AttachError> {
     let patience = timeout + SLACK;
     let words = serde_json::to_string(order).map_err(io::Error::from)?;
     let root = superblock.root().try_clone_to_owned()?;
@@ -122,65 +134,134 @@ pub(super) fn run<B: Blocks>(
         .stdin(Stdio::from(root))
         .stdout(Stdio::piped())
         .spawn()?;
-    let Some(stdout) = child.stdout.take() else { return Err(AttachError::Late(patience)) };
-    let (sender, receiver) = mpsc::sync_channel(1);
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = BufReader::new(stdout).read_line(&mut line);
-        let _ = sender.send(read.map(|_| line));
-    });
-    let line = receiver.recv_timeout(patience);
-    match line {
-        Ok(Ok(line)) => {
-            let _ = child.wait();
-            let answer: Result<Attached, Refused> =
-                serde_json::from_str(&line).map_err(|_| AttachError::Late(patience))?;
-            Ok(answer?)
+    let Some(stdout) = child.stdout.take() else { return Err(AttachError::Died) };
+    let (lines, due) = (listen(stdout), Instant::now() + patience);
+    let mut made = None;
+    let outcome = loop {
+        match lines.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Ok(Said::Made(device)) => made = Some(device),
+            Ok(Said::Done) => break Ok(()),
+            Ok(Said::Refused(refused)) => break Err(refused.into()),
+            Err(RecvTimeoutError::Timeout) => break Err(AttachError::Late(patience)),
+            Err(RecvTimeoutError::Disconnected) => break Err(AttachError::Died),
         }
-        Ok(Err(_)) | Err(_) => {
-            give_up(child, superblock);
-            Err(AttachError::Late(patience))
+    };
+    end(child, superblock, patience);
+    match (outcome, made) {
+        (Ok(()), Some(device)) => Ok(device),
+        (Ok(()), None) => Err(AttachError::Died),
+        (Err(error), Some(device)) if took_place(&order.place, &device) => {
+            tracing::warn!(%error, "the mount is in its place all the same");
+            Ok(device)
         }
+        (Err(error), _) => Err(error),
     }
 }
 
-/// A helper that waits in the kernel dies only when what it waits for ends.
-fn give_up<B: Blocks>(mut child: Child, superblock: &Superblock<B>) {
-    let _ = child.kill();
-    let begin = Instant::now();
-    let mut aborted = false;
-    while begin.elapsed() < END_PATIENCE && matches!(child.try_wait(), Ok(None)) {
-        if !aborted && begin.elapsed() > END_PATIENCE / 5 {
-            superblock.abort();
-            aborted = true;
+/// What a helper says, until its end.
+fn listen(stdout: ChildStdout) -> Receiver<Said> {
+    let (sender, receiver) = sync_channel(2);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let Ok(said) = serde_json::from_str(&line) else { return };
+            if sender.send(said).is_err() {
+                return;
+            }
         }
-        std::thread::sleep(Duration::from_millis(20));
+    });
+    receiver
+}
+
+/// Ends a helper. One that waits in the kernel goes with what it waits for, at the latest when the deadline of
+/// its read passes: a thread sees to that. Only if it stays beyond does nobody answer the kernel, and the
+/// connection is broken off; all mounts over it wait for nothing then.
+fn end<B: Blocks>(mut child: Child, superblock: &Arc<Superblock<B>>, patience: Duration) {
+    let ended = |child: &mut Child, within: Duration| {
+        let begin = Instant::now();
+        while matches!(child.try_wait(), Ok(None)) {
+            if begin.elapsed() >= within {
+                return false;
+            }
+            std::thread::sleep(END_POLL);
+        }
+        true
+    };
+    // One that has said how it ended goes by itself; and a killed one mounts nothing more.
+    if ended(&mut child, END_POLL * 5) || (child.kill().is_ok() && ended(&mut child, END_PATIENCE))
+    {
+        return;
+    }
+    let superblock = Arc::clone(superblock);
+    std::thread::spawn(move || {
+        if !ended(&mut child, patience) {
+            superblock.abort();
+            ended(&mut child, END_PATIENCE);
+        }
+    });
+}
+
+/// Whether a mount stands in its place although its helper did not say so. Finishes what that has begun: the
+/// mount that it lies beneath is taken away.
+fn took_place(place: &Place, device: &str) -> bool {
+    let (directory, old) = match place {
+        Place::On(directory) => (directory, None),
+        Place::Instead(directory, old) => (directory, Some(old)),
+        Place::Tried => return false,
+    };
+    let directory = PathBuf::from(directory.clone());
+    let stands = |device: &str| matches!(lying_on(&directory, device), Ok(Some(_)));
+    if !stands(device) {
+        return false;
+    }
+    match old.filter(|old| stands(old)) {
+        None => true,
+        Some(old) => match Site::open(&directory, Some(old)).and_then(|site| site.clear()) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "two mounts lie on {}", directory.display());
+                false
+            }
+        },
     }
 }
 
 /// Is the helper: the hidden command.
 pub(crate) fn main(words: &str) -> Result<(), serde_json::Error> {
     let order: Order = serde_json::from_str(words)?;
-    let answer = carry_out(&order);
-    println!("{}", serde_json::to_string(&answer)?);
+    say(&match carry_out(&order) {
+        Ok(()) => Said::Done,
+        Err(refused) => Said::Refused(refused),
+    });
     Ok(())
 }
 
-fn carry_out(order: &Order) -> Result<Attached, Refused> {
+/// Does not return if nobody listens any more: then nothing is to be mounted either.
+fn say(said: &Said) {
+    println!("{}", serde_json::to_string(said).unwrap_or_default());
+}
+
+fn carry_out(order: &Order) -> Result<(), Refused> {
     // All that is found by a path of the machine's, before there is only the room.
-    let ways = open_path("/proc/self/fd").map_err(refused("cannot look into /proc"))?;
+    let home = open_path("/").map_err(refused("cannot open the root"))?;
     let site = match &order.place {
-        Place::On(directory) => Some(Site::open(directory, None)?),
-        Place::Instead(directory, device) => Some(Site::open(directory, Some(device))?),
+        Place::On(directory) => Some(Site::open(&PathBuf::from(directory.clone()), None)?),
+        Place::Instead(directory, device) => {
+            Some(Site::open(&PathBuf::from(directory.clone()), Some(device))?)
+        }
         Place::Tried => None,
     };
     let mount = mount(order)?;
+    let back = || {
+        fchdir(&home)?;
+        chroot(".")
+    };
+    back().map_err(refused("cannot leave the hidden files"))?;
     let device = device_of(mount.as_fd()).map_err(refused("cannot look at the new mount"))?;
+    say(&Said::Made(device));
     match site {
-        Some(site) => site.take(mount.as_fd(), ways.as_fd())?,
-        None => probe::examine(mount.as_fd())?,
+        Some(site) => site.take(mount.as_fd()),
+        None => probe::examine(mount.as_fd()),
     }
-    Ok(Attached { device })
 }
 
 /// Makes the mount, in no place yet.
@@ -212,77 +293,6 @@ fn mount(order: &Order) -> Result<OwnedFd, Refused> {
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused("no mount"))
 }
 
-/// A directory that is mounted on.
-struct Site {
-    directory: OwnedFd,
-    /// Where the directory below the mount is found again, where there is a mount to replace.
-    replaced: Option<(OwnedFd, PathBuf)>,
-}
-
-impl Site {
-    fn open(path: &PathText, device: Option<&str>) -> Result<Self, Refused> {
-        let path = PathBuf::from(path.clone());
-        let wrong = refused("cannot open the mount point");
-        let directory = open_path(&path).map_err(&wrong)?;
-        let Some(expected) = device else { return Ok(Self { directory, replaced: None }) };
-        if device_of(directory.as_fd()).map_err(&wrong)? != expected {
-            return Err(refused("something else is mounted there")(Errno::BUSY));
-        }
-        let (parent, name) = (path.parent().unwrap_or(&path), path.file_name());
-        let parent = open_path(parent).map_err(&wrong)?;
-        let name = name.map(PathBuf::from).ok_or_else(|| wrong(Errno::INVAL))?;
-        Ok(Self { directory, replaced: Some((parent, name)) })
-    }
-
-    /// Puts the mount there.
-    fn take(&self, mount: BorrowedFd<'_>, ways: BorrowedFd<'_>) -> Result<(), Refused> {
-        let there =
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        let put = |directory: BorrowedFd<'_>, flags| move_mount(mount, "", directory, "", flags);
-        let Some((parent, name)) = &self.replaced else {
-            return put(self.directory.as_fd(), there).map_err(refused("cannot mount"));
-        };
-        let detach = || {
-            // The descriptor's own way leads to this mount, whatever lies on the path by now.
-            fchdir(ways)?;
-            unmount(self.directory.as_raw_fd().to_string(), UnmountFlags::DETACH)
-        };
-        if knows_beneath() {
-            put(self.directory.as_fd(), there | MoveMountFlags::MOVE_MOUNT_BENEATH)
-                .map_err(refused("cannot mount below the old release"))?;
-            return detach().map_err(refused("cannot take the old release away"));
-        }
-        // For a moment there is nothing; a mount on top would go with what it lies on.
-        let replace = || {
-            detach()?;
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let below = openat(parent, name.as_path(), flags, Mode::empty())?;
-            put(below.as_fd(), there)
-        };
-        replace().map_err(refused("cannot put the new release into place"))
-    }
-}
-
-/// Whether the kernel can mount beneath a mount: Linux 6.5.
-fn knows_beneath() -> bool {
-    let name = rustix::system::uname();
-    let release = name.release().to_string_lossy();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 5)
-}
-
-fn open_path(path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
-    // Without O_DIRECTORY, which would have an automount point wait for this very mount.
-    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// The device number of what a descriptor leads to, without asking it anything.
-fn device_of(file: BorrowedFd<'_>) -> Result<String, Errno> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let found = statx(file, "", flags, StatxFlags::TYPE)?;
-    Ok(format!("{}:{}", found.stx_dev_major, found.stx_dev_minor))
-}
-
 /// What the file system wrote about a failed mount.
 fn said(context: BorrowedFd<'_>) -> String {
     let mut text = vec![0; SAID_BYTES_MAX];
@@ -293,6 +303,6 @@ fn said(context: BorrowedFd<'_>) -> String {
     lines.join("; ")
 }
 
-pub(super) fn refused(step: &'static str) -> impl Fn(Errno) -> Refused {
+pub(crate) fn refused(step: &'static str) -> impl Fn(Errno) -> Refused {
     move |errno| Refused { step: step.into(), errno: errno.to_string(), said: String::new() }
 }

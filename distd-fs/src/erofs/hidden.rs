@@ -22,7 +22,7 @@ use distd_core::manifest::ReleaseImage;
 use distd_core::unit::{BlockIndex, BlockRange};
 
 use crate::blocks::{Blocks, Purpose};
-use crate::fs::Failed;
+use crate::fs::{Accessed, Failed};
 use crate::journal::Journal;
 
 use super::mixed::Mixed;
@@ -32,8 +32,6 @@ use super::streams::Streams;
 pub(super) const ROOT: u64 = 1;
 /// Names of the devices that show the log: this, and their number.
 const DEVICE_NAME: &str = ".distd-log";
-/// Devices that an image may have: a log of a pebibyte.
-const DEVICES_MAX: u16 = 64;
 /// Blocks that EROFS can address on a device: 32 bits.
 const DEVICE_BLOCKS_MAX: u64 = 1 << 32;
 /// Longest name that FUSE takes.
@@ -46,7 +44,11 @@ pub(crate) struct Hidden<B> {
     pub(super) timeout: Duration,
     /// What log lines call it.
     pub(super) label: String,
+    /// Reads that failed, by munro, and by the process that read.
     pub(super) failed: Failed,
+    pub(super) failed_by: Failed,
+    /// What was read first.
+    pub(crate) accessed: Accessed,
     /// None where reads are to fail.
     pub(super) journal: Option<Journal>,
     pub(super) streams: Streams,
@@ -54,16 +56,10 @@ pub(crate) struct Hidden<B> {
     tree: Mutex<Tree>,
 }
 
-/// Why there is no room for an image.
+/// Why there is no room for an image: mount tables could not show its source.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NoRoom {
-    /// Mount tables could not show it.
-    #[error("the source '{0}' cannot be the name of a file")]
-    Source(String),
-    /// The log is very long.
-    #[error("the release lies on {0} devices of EROFS, more than {DEVICES_MAX}")]
-    Devices(u16),
-}
+#[error("the source '{0}' cannot be the name of a file")]
+pub(crate) struct NoRoom(String);
 
 /// Kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +113,8 @@ impl<B: Blocks> Hidden<B> {
             timeout,
             label,
             failed: Failed::default(),
+            failed_by: Failed::default(),
+            accessed: Accessed::default(),
             journal: Some(Journal::default()),
             streams: Streams::default(),
             mixed,
@@ -130,10 +128,7 @@ impl<B: Blocks> Hidden<B> {
 
     /// Makes a room with an image and the devices that it expects, under `source`.
     pub(super) fn enter(&self, source: &str, image: &ReleaseImage) -> Result<Room, NoRoom> {
-        let names = names(source).ok_or_else(|| NoRoom::Source(source.to_owned()))?;
-        if image.devices > DEVICES_MAX {
-            return Err(NoRoom::Devices(image.devices));
-        }
+        let names = names(source).ok_or_else(|| NoRoom(source.to_owned()))?;
         let mut tree = self.tree();
         let mut top = BTreeMap::new();
         for device in 0..image.devices {
@@ -345,8 +340,6 @@ mod tests {
         let (window, _) = hidden.window(second).expect("a file");
         assert_eq!(window.start, BlockIndex((1 << 32) - (1 << 20)));
         assert_eq!(walk(&hidden, &[&room.name, &device_name(2)]), None);
-        let longer = ReleaseImage { devices: DEVICES_MAX + 1, ..long };
-        assert!(matches!(hidden.enter("s", &longer), Err(NoRoom::Devices(_))));
     }
 
     #[test]

@@ -10,20 +10,23 @@
 //!
 //! Lookups, listings, attributes and the page cache are the kernel's; only blocks that it lacks come to
 //! the node. `hidden` is what the superblock holds, `reads` how its files are read, `superblock` makes it
-//! known to the kernel, `attach` is the helper, `probe` finds out whether this kernel can be trusted with
+//! known to the kernel, `checked` is what must hold of an image before it is mounted, `attach` is the helper, `site`
+//! how a mount takes the place of another, `probe` finds out whether this kernel can be trusted with
 //! it, `view` is a mount of a release and its switch to another one, `record` what a killed node leaves for the next.
 
 mod adapter;
 pub(crate) mod attach;
+mod checked;
 mod hidden;
 mod mixed;
 pub(crate) mod probe;
 mod reads;
 pub(crate) mod record;
+pub(crate) mod site;
 mod streams;
 mod superblock;
 mod view;
 
 pub(crate) use hidden::Hidden;
 pub(crate) use superblock::Superblock;
-pub(crate) use view::{ErofsView, Flags, Refusal};
+pub(crate) use view::{ErofsView, Exchange, Flags, Refusal, Showing};

@@ -1,7 +1,8 @@
 //! Reading the hidden superblock's files: a window of the log, block by block.
 //!
 //! What is local is answered on the spot; what is missing waits for the network until the deadline, but
-//! where a part is local (see `mixed`).
+//! where a part is local (see `mixed`). A read that failed is not waited for again at once: by the same
+//! process, or for a single page, which is how the kernel repeats for all who wait for it.
 //!
 //! Nothing behind the end of the log is answered: the kernel would keep the zeros when the log has grown.
 
@@ -32,8 +33,14 @@ thread_local! {
 const READ_BYTES_MAX: u64 = 16 << 20;
 
 impl<B: Blocks> Hidden<B> {
-    /// Reads `len` bytes of a file at `offset`; fewer only where the file ends.
-    pub(super) fn read(self: &Arc<Self>, number: u64, offset: u64, len: u64, then: impl Take) {
+    /// Reads `len` bytes of a file at `offset` for a process; fewer only where the file ends.
+    pub(super) fn read(
+        self: &Arc<Self>,
+        (number, reader): (u64, u32),
+        offset: u64,
+        len: u64,
+        then: impl Take,
+    ) {
         let Some((window, purpose)) = self.window(number) else { return then(Err(Failure::Stale)) };
         let end = window.byte_len().min(offset.saturating_add(len.min(READ_BYTES_MAX)));
         if offset >= end {
@@ -43,12 +50,20 @@ impl<B: Blocks> Hidden<B> {
         let count = end.div_ceil(BLOCK_BYTES) - first;
         let blocks = BlockRange::new(BlockIndex(window.start.0 + first), count);
         let wanted = (end - offset) as usize;
-        self.read_blocks(blocks, purpose, move |bytes: Result<&[u8], Failure>| {
+        if purpose == Purpose::Data {
+            self.accessed.on_read(blocks);
+        }
+        self.read_blocks(blocks, (purpose, reader), move |bytes: Result<&[u8], Failure>| {
             then(bytes.and_then(|bytes| bytes.get(skip..skip + wanted).ok_or(Failure::Damaged)));
         });
     }
 
-    fn read_blocks(self: &Arc<Self>, blocks: BlockRange, purpose: Purpose, then: impl Take) {
+    fn read_blocks(
+        self: &Arc<Self>,
+        blocks: BlockRange,
+        (purpose, reader): (Purpose, u32),
+        then: impl Take,
+    ) {
         let then = BUFFER.with_borrow_mut(|buffer| {
             let len = blocks.byte_len() as usize;
             if buffer.len() < len {
@@ -58,39 +73,45 @@ impl<B: Blocks> Hidden<B> {
             match self.blocks.read_now(blocks, buffer) {
                 Ok(true) => then(Ok(buffer)),
                 Ok(false) => return Some(then),
-                Err(error) => then(Err(self.fail(blocks, &error))),
+                Err(error) => then(Err(self.fail(blocks, reader, &error))),
             }
             None
         });
         match then {
             None => self.read_ahead(blocks, purpose),
-            Some(then) => self.fetch_blocks(blocks, purpose, then),
+            Some(then) => self.fetch_blocks(blocks, (purpose, reader), then),
         }
     }
 
     /// Reads what is missing at least in part.
-    fn fetch_blocks(self: &Arc<Self>, blocks: BlockRange, purpose: Purpose, then: impl Take) {
-        let (now, held) = (Instant::now(), self.blocks.held_blocks(blocks));
-        if blocks.end() > self.blocks.end() || self.is_repeated(blocks, now) {
+    fn fetch_blocks(
+        self: &Arc<Self>,
+        blocks: BlockRange,
+        (purpose, reader): (Purpose, u32),
+        then: impl Take,
+    ) {
+        let now = Instant::now();
+        let excused = blocks.count == 1 && self.mixed.take_excuse(blocks.start.0, now);
+        if blocks.end() > self.blocks.end() || excused || self.is_repeated(blocks, reader, now) {
             return then(Err(Failure::Unavailable));
         }
         self.read_ahead(blocks, purpose);
-        let mixed = held > 0 && held < blocks.count && !self.mixed.was_declined(blocks, now);
         let pending = Pending::new(then);
-        if mixed {
-            self.mixed.watch(blocks, &pending, &*self.blocks);
-        }
-        let hidden = Arc::clone(self);
+        let (hidden, waits) = (Arc::clone(self), pending.clone());
         let done = move |result: Result<Bytes, Unavailable>| {
             // One that was declined is fetched all the same: somebody may ask again.
-            let Some(then) = pending.claim() else { return };
+            let Some(then) = waits.claim() else { return };
             match result {
                 Ok(bytes) if bytes.len() as u64 == blocks.byte_len() => then(Ok(&bytes)),
                 Ok(_) => then(Err(Failure::Damaged)),
-                Err(error) => then(Err(hidden.fail(blocks, &error))),
+                Err(error) => then(Err(hidden.fail(blocks, reader, &error))),
             }
         };
         self.blocks.read(blocks, purpose, now + self.timeout, Box::new(done));
+        let ahead = blocks.count > 1 && purpose == Purpose::Data;
+        if ahead && !self.mixed.was_declined(blocks, now) {
+            self.mixed.watch(blocks, &pending, &*self.blocks);
+        }
     }
 
     fn read_ahead(&self, blocks: BlockRange, purpose: Purpose) {
@@ -105,22 +126,25 @@ impl<B: Blocks> Hidden<B> {
     }
 
     /// Takes note of a read that failed, in one line of the log.
-    fn fail(&self, blocks: BlockRange, error: &Unavailable) -> Failure {
+    fn fail(&self, blocks: BlockRange, reader: u32, error: &Unavailable) -> Failure {
         let now = Instant::now();
         munros(blocks).for_each(|munro| self.failed.record(munro, blocks, now));
+        self.failed_by.record(reader.into(), blocks, now);
         if let Some(journal) = &self.journal {
             journal.failed_read(&self.label, Some(blocks), error);
         }
         Failure::Unavailable
     }
 
-    /// Whether a part of this has just failed: the kernel repeats by itself, page by page.
-    fn is_repeated(&self, blocks: BlockRange, now: Instant) -> bool {
-        munros(blocks).any(|munro| self.failed.is_repeated(munro, blocks, now))
+    /// Whether a part of this has just failed, and this is the kernel that repeats.
+    fn is_repeated(&self, blocks: BlockRange, reader: u32, now: Instant) -> bool {
+        let failed = |munro| self.failed.is_repeated(munro, blocks, now);
+        self.failed_by.is_repeated(reader.into(), blocks, now)
+            || (blocks.count == 1 && munros(blocks).any(failed))
     }
 }
 
-/// Failures are remembered by munro: the log is one file.
+/// Failures are remembered by munro, too: the log is one file.
 fn munros(blocks: BlockRange) -> impl Iterator<Item = u64> {
     let last = BlockIndex(blocks.end().0.saturating_sub(1).max(blocks.start.0));
     blocks.start.munro().0..=last.munro().0
@@ -153,9 +177,11 @@ mod tests {
         (memory, hidden, room.image, log)
     }
 
+    const READER: u32 = 7;
+
     fn read(hidden: &Arc<Hidden<Memory>>, file: u64, at: u64, len: u64) -> Result<Bytes, Failure> {
         let (sender, receiver) = mpsc::channel();
-        hidden.read(file, at, len, move |bytes: Result<&[u8], Failure>| {
+        hidden.read((file, READER), at, len, move |bytes: Result<&[u8], Failure>| {
             sender.send(bytes.map(Bytes::copy_from_slice)).expect("somebody listens");
         });
         receiver.recv_timeout(Duration::from_secs(5)).expect("answered")
@@ -190,6 +216,38 @@ mod tests {
         let asked = memory.asked.load(Ordering::Relaxed);
         assert_eq!(read(&hidden, log, 1 << 12, 4096), Err(Failure::Unavailable));
         assert_eq!(memory.asked.load(Ordering::Relaxed), asked);
+        // Somebody else, who reads more than a page, has waited for nothing yet.
+        let (sender, receiver) = mpsc::channel();
+        hidden.read((log, READER + 1), 0, 2 << 12, move |bytes: Result<&[u8], Failure>| {
+            sender.send(bytes.is_ok()).expect("somebody listens");
+        });
+        assert!(!receiver.recv_timeout(Duration::from_secs(5)).expect("answered"));
+        assert_eq!(memory.asked.load(Ordering::Relaxed), asked + 1);
+    }
+
+    #[test]
+    fn what_can_be_had_does_not_wait_a_deadline_for_what_nobody_has() {
+        let (memory, hidden, _, log) = hidden(8);
+        memory.silent.store(true, Ordering::Relaxed);
+        let (late, begin) = (Arc::clone(&memory), Instant::now());
+        // Of a cold read a part comes, and no more.
+        let comes = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            late.prefetch(vec![BlockRange::new(BlockIndex(0), 4)], Purpose::Data);
+        });
+        let hidden_long = Arc::clone(&hidden);
+        assert_eq!(read(&hidden_long, log, 0, 8 << 12), Err(Failure::Unavailable), "declined");
+        comes.join().expect("ended");
+        assert!(begin.elapsed() < hidden.timeout * 3, "before a deadline of 30 s");
+        for at in 0..4 {
+            assert_eq!(read(&hidden, log, at << 12, 4096).expect("local")[0], at as u8);
+        }
+        // The kernel gives up what it read ahead.
+        let asked = memory.asked.load(Ordering::Relaxed);
+        assert_eq!(read(&hidden, log, 4 << 12, 4096), Err(Failure::Unavailable));
+        assert_eq!(memory.asked.load(Ordering::Relaxed), asked);
+        memory.silent.store(false, Ordering::Relaxed);
+        assert_eq!(read(&hidden, log, 4 << 12, 4096).expect("there by now")[0], 4);
     }
 
     #[test]

@@ -1,15 +1,16 @@
-//! What others can know of the erofs views of this machine's nodes.
+//! What others can know of the mounts of this machine's nodes.
 //!
 //! The kernel goes on to show an EROFS mount whose node was killed: from its caches, and errors for the
 //! rest. A file per mount in the runtime directory says which cache's node serves it, and how it was asked
-//! for: whoever mounts there next can tell a dead one from a live one, and the cache's next node can put it right.
+//! for: whoever mounts there next can tell a dead one from a live one, and the cache's next node can put it
+//! right. Root's mounts in the tree view have one, too, for the latter.
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +33,7 @@ pub(crate) struct Record {
     pub(crate) cache: PathText,
     /// How it was asked for.
     pub(crate) request: MountRequest,
-    /// Number of the kernel's connection to the node.
+    /// Number of the kernel's connection to the node; 0 where it is that of the mount.
     pub(crate) connection: u32,
 }
 
@@ -55,19 +56,27 @@ pub(crate) fn is_view(line: &MountLine) -> bool {
     line.kind == FILE_SYSTEM_TYPE && source.parse::<distd_core::manifest::Source>().is_ok()
 }
 
-/// Whether a node serves the view that lies on `directory`; `cache` is asked where no record says which.
+/// Whether a node serves the view that lies on `directory`, and can; `cache` is asked where no record says which.
 pub(crate) fn is_alive(directory: &Path, cache: &Path) -> bool {
     let cache =
         Record::of(directory).map_or_else(|| cache.to_owned(), |record| record.cache.into());
     let shown = directory.to_string_lossy();
-    match control::call(&cache, &Request::Status, PATIENCE) {
-        Ok(Ok(status)) => {
-            let mounts = status["mounts"].as_array();
-            mounts.is_some_and(|mounts| mounts.iter().any(|mount| mount["directory"] == *shown))
-        }
-        Err(CallError::NoNode { .. }) => false,
-        // It is there, if nothing else.
-        Ok(Err(_)) | Err(CallError::Broken { .. }) => true,
+    let begin = Instant::now();
+    loop {
+        return match control::call(&cache, &Request::Status, PATIENCE) {
+            Ok(Ok(status)) => {
+                let mut mounts = status["mounts"].as_array().into_iter().flatten();
+                mounts.any(|mount| mount["directory"] == *shown && mount["broken"] != true)
+            }
+            Err(CallError::NoNode { .. }) => false,
+            // A node that was just killed takes a moment to be gone.
+            Err(CallError::Broken { .. }) if begin.elapsed() < PATIENCE => {
+                std::thread::sleep(PATIENCE / 50);
+                continue;
+            }
+            // It is there, if nothing else.
+            Ok(Err(_)) | Err(CallError::Broken { .. }) => true,
+        };
     }
 }
 

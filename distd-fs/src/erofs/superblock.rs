@@ -19,6 +19,7 @@ use rustix::mount::{
 };
 
 use crate::blocks::Blocks;
+use crate::fs::Accessed;
 
 use super::adapter::Adapter;
 use super::hidden::Hidden;
@@ -57,7 +58,7 @@ impl<B: Blocks> Superblock<B> {
             match session.run() {
                 Ok(()) => tracing::debug!("the files of {label} are closed"),
                 Err(error) => {
-                    tracing::error!(%error, "the files of {label} broke: its mounts fail");
+                    tracing::error!(%error, "the files of {label} broke: its mounts are made anew");
                 }
             }
             ends.store(false, Ordering::Relaxed);
@@ -81,6 +82,11 @@ impl<B: Blocks> Superblock<B> {
     /// Number of the kernel's connection.
     pub(crate) fn connection(&self) -> u32 {
         self.minor
+    }
+
+    /// What was read first, in all mounts over it.
+    pub(crate) fn accessed(&self) -> &Accessed {
+        &self.hidden.accessed
     }
 
     /// Its root.

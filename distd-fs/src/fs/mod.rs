@@ -4,6 +4,7 @@
 //! spot; where something is missing it travels with the request and is called from the node's
 //! thread, so that no FUSE thread ever waits for the network. An operation ends by its deadline.
 
+mod accessed;
 mod attributes;
 mod extent_map;
 mod failed;
@@ -32,6 +33,7 @@ use distd_core::limits::{BLOCK_BYTES, TREE_DEPTH_MAX};
 use distd_core::manifest::{Access, Content, DirectoryNode, Entry, EntryKind, File};
 use distd_core::unit::ByteRange;
 
+pub(crate) use accessed::Accessed;
 pub use attributes::{Attributes, Kind};
 pub use extent_map::ExtentMap;
 pub(crate) use failed::Failed;
@@ -138,6 +140,11 @@ impl<B: Blocks> Fs<B> {
     /// The blocks behind it.
     pub fn blocks(&self) -> &Arc<B> {
         &self.blocks
+    }
+
+    /// How long an operation waits for the network.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// When an operation that begins now must have ended.

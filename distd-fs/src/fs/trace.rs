@@ -81,7 +81,7 @@ impl Trace {
 }
 
 /// The parts of `first..end` that are new, which then count as seen.
-fn unseen(seen: &mut BTreeMap<u64, u64>, first: u64, end: u64) -> Vec<(u64, u64)> {
+pub(super) fn unseen(seen: &mut BTreeMap<u64, u64>, first: u64, end: u64) -> Vec<(u64, u64)> {
     let (mut parts, mut at) = (Vec::new(), first);
     let (mut begin, mut last) = (first, end);
     // What touches the range or overlaps it, from the one that begins before it on.

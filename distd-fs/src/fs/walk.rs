@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use distd_core::limits::TREE_DEPTH_MAX;
 use distd_core::manifest::{
-    Content, DirectoryNode, Entry, EntryKind, ExtentList, NodeError, Release,
+    Content, DirectoryNode, Entry, EntryKind, Extent, ExtentList, File, NodeError, Release,
 };
 use distd_core::unit::{BlockRange, ByteRange};
 
@@ -74,6 +74,36 @@ pub fn walk<B: Blocks + ?Sized>(
     Err(WalkError::Depth)
 }
 
+/// Calls `visit` for each regular file of a release, with its path and its extents; of directories that are
+/// the same, for the first. Each node is waited for up to `timeout`.
+pub(super) fn files<B: Blocks + ?Sized>(
+    blocks: &B,
+    release: &Release,
+    timeout: Duration,
+    mut visit: impl FnMut(&[u8], Vec<Extent>),
+) -> Result<(), WalkError> {
+    let mut walker = Walker { blocks, timeout, found: Place::default(), seen: HashSet::new() };
+    let mut pending = vec![(Vec::new(), release.root.clone(), 0)];
+    while let Some((path, entry, depth)) = pending.pop() {
+        match &entry.kind {
+            EntryKind::File(file) => visit(&path, walker.extents(file)?),
+            EntryKind::Directory(directory) if walker.seen.insert(directory.node) => {
+                if depth >= TREE_DEPTH_MAX {
+                    return Err(WalkError::Depth);
+                }
+                let node = walker.directory(directory.node)?;
+                for entry in node.entries().iter().rev() {
+                    let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                    let path = [&path[..], separator, entry.name.as_bytes()].concat();
+                    pending.push((path, entry.clone(), depth + 1));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 struct Walker<'a, B: ?Sized> {
     blocks: &'a B,
     timeout: Duration,
@@ -117,6 +147,18 @@ impl<B: Blocks + ?Sized> Walker<'_, B> {
             _ => {}
         }
         Ok(Vec::new())
+    }
+
+    fn extents(&self, file: &File) -> Result<Vec<Extent>, WalkError> {
+        match &file.content {
+            Content::Extents(extents) => Ok(extents.iter().collect()),
+            Content::List(list) => {
+                let damaged = |source| WalkError::Damaged { offset: list.offset, source };
+                let bytes = self.read(*list)?;
+                let extents = ExtentList::decode(&bytes, file.size).map_err(damaged)?;
+                Ok(extents.iter().collect())
+            }
+        }
     }
 
     fn directory(&self, range: ByteRange) -> Result<DirectoryNode, WalkError> {

@@ -16,7 +16,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::mount::MountFlags;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::mountinfo::FILE_SYSTEM_TYPE;
@@ -76,6 +79,36 @@ fn mount_directly(device: &OwnedFd, directory: &Path, terms: &Terms<'_>) -> Resu
     flags.set(MountFlags::NODEV, !terms.dev);
     flags.set(MountFlags::NOEXEC, !terms.exec);
     rustix::mount::mount(terms.source, directory, FILE_SYSTEM_TYPE, flags, &*data)
+}
+
+/// The same for root, in no place yet: the descriptor, and the mount.
+pub(super) fn open_apart(terms: &Terms<'_>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let device = OwnedFd::from(OpenOptions::new().read(true).write(true).open("/dev/fuse")?);
+    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let number = device.as_raw_fd().to_string();
+    let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+    let (user, group) = (user.as_raw().to_string(), group.as_raw().to_string());
+    for (key, value) in [
+        ("source", terms.source),
+        ("subtype", "distd"),
+        ("fd", &number),
+        // A directory; the rest is asked for.
+        ("rootmode", "40755"),
+        ("user_id", &user),
+        ("group_id", &group),
+    ] {
+        fsconfig_set_string(&context, key, value)?;
+    }
+    for option in ["ro"].into_iter().chain(terms.of_fuse()) {
+        fsconfig_set_flag(&context, option)?;
+    }
+    fsconfig_create(&context)?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, !terms.suid);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, !terms.dev);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, !terms.exec);
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    Ok((device, mount))
 }
 
 /// fusermount3 hands the descriptor over a socket whose number it finds in the environment.
