@@ -40,11 +40,11 @@ pub enum Prefetch {
 #[serde(rename_all = "snake_case")]
 pub enum Show {
     /// The kernel where it can, else the node.
+    #[default]
     Auto,
     /// The kernel: EROFS on the log.
     Erofs,
     /// The node: every lookup and read through FUSE.
-    #[default]
     Tree,
 }
 
