@@ -84,6 +84,12 @@ pub const SEED_RUNS_MAX: usize = 1 << 20;
 /// Epochs in the list that a head refers to.
 pub const EPOCHS_MAX: usize = 1 << 16;
 
+/// Layer of a branch of static content's tree (64 KiB): above it hashes are kept, below it computed
+/// from the bytes; and the unit in which static content is stored, served and announced.
+pub const BRANCH_LAYER: u32 = 6;
+/// Longest static content, in bytes (256 GiB): the hashes that are kept of it are 256 MiB.
+pub const CONTENT_BYTES_MAX: u64 = 1 << 38;
+
 /// A signature's time may be this far ahead of the local clock (FAULTS: fast-forward), in seconds.
 pub const CLOCK_AHEAD_S_MAX: u64 = 600;
 /// A clock that shows an earlier time was never set (2026-01-01, in Unix seconds): distd is younger.
@@ -95,4 +101,6 @@ const _: () = assert!(MUNRO_BYTES == CHUNK_BYTES << MUNRO_LAYER);
 const _: () = assert!(LOG_MUNROS_MAX.checked_mul(MUNRO_BYTES).is_some());
 const _: () = assert!(IMAGE_BLOCKS_MAX < 1 << IMAGE_ADDRESS_BITS);
 const _: () = assert!(FRAME_LAYER_MIN >= GRANULE_LAYER && DELTA_FRAME_LAYER < MUNRO_LAYER);
+// Every chunk of static content has a number of 32 bits (RFC 7574 4.1.1), also the one behind the last.
+const _: () = assert!(CONTENT_BYTES_MAX / CHUNK_BYTES < 1 << 32);
 const _: () = assert!(HEAD_BYTES_MAX as u64 == BLOCK_BYTES);

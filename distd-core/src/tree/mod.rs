@@ -17,6 +17,7 @@
 
 mod frontier;
 mod hash;
+pub mod merkle;
 mod munro;
 mod signed;
 
