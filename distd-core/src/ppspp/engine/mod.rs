@@ -20,14 +20,16 @@
 //! | `receive` | what each message does |
 //! | `fetch`, `picker`, `source`, `flight`, `offered` | what is wanted, of whom, and what is there of it |
 //! | `circle`, `turns`, `climb` | who of a level owns what, and who fetches it from above |
-//! | `serve`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
+//! | `serve`, `asked`, `known`, `sent` | what a peer asked for, has, and was sent (how fast: `congestion`) |
 //! | `bucket` | what limits of bytes a second leave |
 //! | `acks`, `announce`, `transmit`, `writer` | what is said, and in which datagrams |
 //! | `pex` | who else there is |
 //! | `report`, `meter`, `networks` | how peers stand, how fast bytes pass, who is near |
+//! | `static_swarm` | the same for one file that never changes (RFC 7574 §5): an engine of its own over the parts of this one |
 
 mod acks;
 mod announce;
+mod asked;
 mod bucket;
 mod channel;
 mod circle;
@@ -53,6 +55,7 @@ mod rtt;
 mod sent;
 mod serve;
 mod source;
+pub mod static_swarm;
 mod swarm;
 #[cfg(test)]
 mod tests;

@@ -155,8 +155,8 @@ impl Serve {
             let urgency = if hole { Urgency::Again } else { Urgency::of(class) };
             self.queue(chunks, urgency);
         }
-        let queued: u64 = self.lanes.iter().map(|lane| lane.queued_chunks).sum();
-        let ranges: usize = self.lanes.iter().map(|lane| lane.ranges.len()).sum();
+        let queued: u64 = self.lanes.iter().map(|lane| lane.asked.chunks()).sum();
+        let ranges: usize = self.lanes.iter().map(|lane| lane.asked.ranges()).sum();
         if queued > REQUESTED_BYTES_MAX / CHUNK_BYTES || ranges > REQUESTED_RANGES_MAX {
             self.drop_requests();
             self.choked_until = Some(now + CHOKE);
@@ -193,17 +193,17 @@ impl Serve {
     fn queue(&mut self, chunks: ChunkRange, urgency: Urgency) {
         for (at, lane) in self.lanes.iter_mut().enumerate() {
             match at.cmp(&urgency.index()) {
-                Ordering::Less if lane.queued.contains(chunks.start.0, chunks.end.0) => return,
-                Ordering::Greater => lane.forget(chunks),
+                Ordering::Less if lane.asked.contains(chunks) => return,
+                Ordering::Greater => lane.asked.forget(chunks),
                 _ => {}
             }
         }
-        self.lanes[urgency.index()].push(chunks);
+        self.lanes[urgency.index()].asked.push(chunks);
     }
 
     /// CANCEL: an unknown one is ignored (RFC 7574 §12.6.7).
     pub(super) fn on_cancel(&mut self, chunks: ChunkRange) {
-        self.lanes.iter_mut().for_each(|lane| lane.forget(chunks));
+        self.lanes.iter_mut().for_each(|lane| lane.asked.forget(chunks));
         // What is under way of them will not be acknowledged, and is no loss either.
         for (piece, _) in self.sent.overlapping(chunks) {
             self.sent.forget(piece.start.0);
@@ -248,7 +248,7 @@ impl Serve {
     /// Whether something is asked for that is not being read.
     pub(super) fn has_unread(&self) -> bool {
         self.lanes.iter().any(|lane| {
-            !lane.queued.is_empty()
+            !lane.asked.is_empty()
                 || lane.reads.iter().any(|read| matches!(read.state, ReadState::Wanted))
         })
     }

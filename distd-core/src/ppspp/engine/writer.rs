@@ -7,17 +7,23 @@ use crate::tree::VerifiedMunro;
 /// Datagrams for one channel.
 pub(super) struct Writer {
     remote: ChannelId,
+    profile: WireProfile,
     datagrams: Vec<Vec<u8>>,
 }
 
 impl Writer {
+    /// Datagrams of a log's swarm.
     pub(super) fn new(remote: ChannelId) -> Self {
-        Self { remote, datagrams: Vec::new() }
+        Self::with_profile(remote, WireProfile::LIVE)
+    }
+
+    pub(super) fn with_profile(remote: ChannelId, profile: WireProfile) -> Self {
+        Self { remote, profile, datagrams: Vec::new() }
     }
 
     /// Appends a message.
     pub(super) fn push(&mut self, message: &Message<'_>) {
-        self.make_room(message.encoded_len(&WireProfile::LIVE));
+        self.make_room(message.encoded_len(&self.profile));
         self.write(message);
     }
 
@@ -28,7 +34,7 @@ impl Writer {
         let hash = Message::Integrity { chunks, hash: &signed.hash.0 };
         let time = signed.time;
         let signature = Message::SignedIntegrity { chunks, time, signature: &signed.signature };
-        let profile = &WireProfile::LIVE;
+        let profile = &self.profile;
         self.make_room(hash.encoded_len(profile) + signature.encoded_len(profile));
         self.write(&hash);
         self.write(&signature);
@@ -55,13 +61,13 @@ impl Writer {
 
     fn begin(&mut self) {
         let mut datagram = Vec::with_capacity(DATAGRAM_BYTES_MAX);
-        Encoder::new(&mut datagram, self.remote, &WireProfile::LIVE, DATAGRAM_BYTES_MAX);
+        Encoder::new(&mut datagram, self.remote, &self.profile, DATAGRAM_BYTES_MAX);
         self.datagrams.push(datagram);
     }
 
     fn write(&mut self, message: &Message<'_>) {
         if let Some(last) = self.datagrams.last_mut() {
-            let written = message.encode(&WireProfile::LIVE, last);
+            let written = message.encode(&self.profile, last);
             assert!(written.is_ok() && last.len() <= DATAGRAM_BYTES_MAX, "a message fits");
         }
     }

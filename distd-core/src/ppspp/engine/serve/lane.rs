@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::limits::{BLOCK_LAYER, CHUNK_BYTES, GRANULE_LAYER, MUNRO_LAYER};
+use crate::ppspp::engine::asked::Asked;
 use crate::ppspp::engine::event::DiskId;
 use crate::ppspp::engine::interval::IntervalSet;
 use crate::ppspp::engine::limits::{BATCH_SEGMENTS, MISSES_MAX, READ_LAYER_MAX};
@@ -14,11 +15,8 @@ use super::READ_AHEAD_MIN;
 /// What was asked for in one class.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    /// In order of arrival. Parts that are not `queued` (any more) are skipped.
-    pub(super) ranges: VecDeque<ChunkRange>,
     /// Chunks asked for and not yet being read.
-    pub(super) queued: IntervalSet,
-    pub(super) queued_chunks: u64,
+    pub(super) asked: Asked,
     pub(super) reads: VecDeque<Read>,
 }
 
@@ -79,27 +77,6 @@ pub(super) enum ReadState {
 }
 
 impl Lane {
-    /// Queues what is not queued yet.
-    pub(super) fn push(&mut self, chunks: ChunkRange) {
-        let (mut at, end) = (chunks.start.0, chunks.end.0);
-        while at < end {
-            let (known, until) = self.queued.first_within(at, end).unwrap_or((end, end));
-            if let Some(fresh) = ChunkRange::new(at, known) {
-                self.ranges.push_back(fresh);
-                self.queued_chunks += fresh.count();
-                self.queued.insert(at, known);
-            }
-            at = until;
-        }
-    }
-
-    pub(super) fn forget(&mut self, chunks: ChunkRange) {
-        while let Some((start, end)) = self.queued.first_within(chunks.start.0, chunks.end.0) {
-            self.queued.remove(start, end);
-            self.queued_chunks -= end - start;
-        }
-    }
-
     /// How many of `allowed` datagrams to send at once: to the end of a piece, if that is among them.
     pub(super) fn whole_pieces(&self, allowed: usize) -> usize {
         let (granule, begun) = (1 << GRANULE_LAYER, self.begun() as usize);
@@ -119,7 +96,7 @@ impl Lane {
                 return false;
             }
         }
-        !self.queued.is_empty()
+        !self.asked.is_empty()
     }
 
     /// Chunks that are left of the piece in front, if some of it was sent.
@@ -138,17 +115,14 @@ impl Lane {
         misses: &mut Vec<ChunkRange>,
     ) -> Option<(Bin, ChunkRange)> {
         loop {
-            let front = *self.ranges.front()?;
-            let Some((start, end)) = self.queued.first_within(front.start.0, front.end.0) else {
-                self.ranges.pop_front();
-                continue;
-            };
+            let front = self.asked.front()?;
+            let (start, end) = (front.start.0, front.end.0);
             let block = start >> BLOCK_LAYER;
             let Some((_, held_until)) = held.covering(block) else {
                 let last = end.div_ceil(1 << BLOCK_LAYER);
                 let next = held.first_within(block, last).map_or(last, |(next, _)| next);
                 let missing = ChunkRange::new(start, end.min(next << BLOCK_LAYER))?;
-                self.forget(missing);
+                self.asked.forget(missing);
                 if misses.len() < MISSES_MAX {
                     misses.push(missing);
                 }
@@ -168,7 +142,7 @@ impl Lane {
             }
             let bin = Bin::new(layer, start >> layer);
             let chunks = ChunkRange::new(start, end.min(bin.chunks().end.0))?;
-            self.forget(chunks);
+            self.asked.forget(chunks);
             return Some((bin, chunks));
         }
     }
