@@ -25,6 +25,7 @@ use crate::peers;
 use crate::progress;
 use crate::relay::{self, RelayOptions};
 use crate::report;
+use crate::static_swarm::{self, SwarmCommand};
 use crate::target::Target;
 
 /// What the node may take beyond a mount's own timeout: starting, opening a large cache.
@@ -180,6 +181,9 @@ enum Command {
         #[arg(long, value_name = "RATE", value_parser = parse_rate)]
         download: Option<NonZeroU64>,
     },
+    /// Single files as static swarms of RFC 7574, with other implementations too; needs no node, no cache.
+    #[command(subcommand)]
+    Swarm(SwarmCommand),
     /// The cache: size, limit, eviction.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -370,6 +374,7 @@ fn execute(cli: &Cli) -> Result<(), Complaint> {
             let targets = targets.collect::<Result<_, _>>()?;
             relay::run(RelayOptions { daemon, targets, pin: *pin })?;
         }
+        Command::Swarm(command) => static_swarm::run(command, cli.json, cli.quiet)?,
         Command::Cache(command) => cache_command(cli, &cache()?, command)?,
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -642,6 +647,10 @@ mod tests {
             &[],
             &["cache"],
             &["cache", "limit", "x"],
+            &["swarm"],
+            &["swarm", "seed"],
+            &["swarm", "seed", "f", "--hash", "md5"],
+            &["swarm", "get", "x@y"],
         ] {
             assert!(Cli::try_parse_from(["distd-fs"].iter().chain(words)).is_err(), "{words:?}");
         }

@@ -24,5 +24,6 @@ mod peers;
 mod progress;
 pub mod relay;
 mod report;
+mod static_swarm;
 mod swarm;
 pub mod target;

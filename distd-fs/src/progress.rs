@@ -31,7 +31,7 @@ pub(crate) fn watch(cache: &Path, job: u64, silent: bool) -> Answer {
 }
 
 /// What the caller sees.
-struct Meter {
+pub(crate) struct Meter {
     bar: Option<ProgressBar>,
     lines: bool,
     phase: String,
@@ -39,7 +39,7 @@ struct Meter {
 }
 
 impl Meter {
-    fn new(silent: bool) -> Self {
+    pub(crate) fn new(silent: bool) -> Self {
         let terminal = io::stderr().is_terminal();
         let bar = (!silent && terminal).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
@@ -55,7 +55,8 @@ impl Meter {
         Self { bar, lines: !silent && !terminal, phase: String::new(), said: Instant::now() }
     }
 
-    fn set(&mut self, value: &Value) {
+    /// How it stands: `phase`, `done_bytes` of `total_bytes`.
+    pub(crate) fn set(&mut self, value: &Value) {
         let phase = value["phase"].as_str().unwrap_or_default();
         let bytes = |name: &str| value[name].as_u64().unwrap_or(0);
         let (done, total) = (bytes("done_bytes"), bytes("total_bytes"));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
+use crate::ppspp::engine::static_swarm::StaticSwarm;
 use crate::ppspp::engine::{Engine, Transmit};
 
 use super::socket::{SOCKET_ERROR_PAUSE, Sent, Socket};
@@ -15,19 +16,31 @@ use super::socket::{SOCKET_ERROR_PAUSE, Sent, Socket};
 /// Longest rest without anything to do.
 const REST_MAX: Duration = Duration::from_secs(60);
 
-/// An engine on its socket.
-pub(super) struct Driver {
+/// An engine without I/O, as its driver sees it.
+pub(super) trait Drive {
+    /// Datagrams of one peer arrived together, of `stride` bytes each; the last may be shorter.
+    fn handle_datagrams(&mut self, now: Instant, from: SocketAddr, received: &[u8], stride: usize);
+    /// Time has passed.
+    fn handle_timeout(&mut self, now: Instant);
+    /// When time will have passed.
+    fn poll_timeout(&mut self) -> Option<Instant>;
+    /// The next batch of datagrams to send.
+    fn poll_transmit(&mut self, now: Instant) -> Option<Transmit>;
+}
+
+/// An engine on its socket: that of logs, or of one static swarm.
+pub(super) struct Driver<E = Engine> {
     /// The engine that decides everything.
-    pub(super) engine: Engine,
+    pub(super) engine: E,
     socket: Socket,
     /// A batch that the kernel had no room for.
     blocked: Option<Transmit>,
     sleep: Pin<Box<Sleep>>,
 }
 
-impl Driver {
+impl<E: Drive> Driver<E> {
     /// Joins an engine and a socket. Must run inside a tokio runtime.
-    pub(super) fn new(engine: Engine, socket: Socket) -> Self {
+    pub(super) fn new(engine: E, socket: Socket) -> Self {
         Self { engine, socket, blocked: None, sleep: Box::pin(tokio::time::sleep(Duration::ZERO)) }
     }
 
@@ -95,5 +108,35 @@ impl Driver {
                 return;
             }
         }
+    }
+}
+
+impl Drive for Engine {
+    fn handle_datagrams(&mut self, now: Instant, from: SocketAddr, received: &[u8], stride: usize) {
+        self.handle_datagrams(now, from, received, stride);
+    }
+    fn handle_timeout(&mut self, now: Instant) {
+        self.handle_timeout(now);
+    }
+    fn poll_timeout(&mut self) -> Option<Instant> {
+        self.poll_timeout()
+    }
+    fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        self.poll_transmit(now)
+    }
+}
+
+impl Drive for StaticSwarm {
+    fn handle_datagrams(&mut self, now: Instant, from: SocketAddr, received: &[u8], stride: usize) {
+        self.handle_datagrams(now, from, received, stride);
+    }
+    fn handle_timeout(&mut self, now: Instant) {
+        self.handle_timeout(now);
+    }
+    fn poll_timeout(&mut self) -> Option<Instant> {
+        self.poll_timeout()
+    }
+    fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        self.poll_transmit(now)
     }
 }

@@ -17,7 +17,7 @@ use crate::manifest::PeerAddress;
 use crate::ppspp::engine::{Audience, Engine, EngineConfig, Networks, Rates, Role};
 use crate::store::{Cache, CacheOptions, OpenError};
 
-use super::driver::Driver;
+use super::driver::{Drive, Driver};
 use super::event_loop::{Command, EventLoop, Helpers, SwarmReport};
 use super::hasher::Hasher;
 use super::keeper::Keeper;
@@ -413,11 +413,26 @@ pub(super) struct Conduct {
     pub(super) rates: Rates,
 }
 
-/// A runtime for one thread, and an engine on a socket in it.
+/// The engine of logs on a socket.
 pub(super) fn open_driver(
     listen: SocketAddr,
     conduct: Conduct,
 ) -> Result<(tokio::runtime::Runtime, Driver, SocketAddr), NodeError> {
+    drive(listen, |rng_seed, now| {
+        let networks = networks();
+        let Conduct { audience, exchange, rates } = conduct;
+        let config = EngineConfig { networks, audience, exchange, ..EngineConfig::new(rng_seed) };
+        let mut engine = Engine::new(config, now);
+        engine.set_rates(now, rates);
+        engine
+    })
+}
+
+/// A runtime for one thread, and an engine on a socket in it.
+pub(super) fn drive<E: Drive>(
+    listen: SocketAddr,
+    engine: impl FnOnce([u8; 32], Instant) -> E,
+) -> Result<(tokio::runtime::Runtime, Driver<E>, SocketAddr), NodeError> {
     let start = |what| move |source| NodeError::Start { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -429,12 +444,7 @@ pub(super) fn open_driver(
     let guard = runtime.enter();
     let bind = |source| NodeError::Bind { address: listen, source };
     let socket = Socket::bind(listen).map_err(bind)?;
-    let networks = networks();
-    let Conduct { audience, exchange, rates } = conduct;
-    let config = EngineConfig { networks, audience, exchange, ..EngineConfig::new(rng_seed) };
-    let mut engine = Engine::new(config, Instant::now());
-    engine.set_rates(Instant::now(), rates);
-    let driver = Driver::new(engine, socket);
+    let driver = Driver::new(engine(rng_seed, Instant::now()), socket);
     let address = driver.local_address().map_err(bind)?;
     drop(guard);
     Ok((runtime, driver, address))

@@ -17,6 +17,7 @@ mod cache;
 #[cfg(test)]
 mod cache_promises;
 mod cached_log;
+mod content_file;
 mod directory;
 mod eviction;
 #[cfg(test)]
@@ -40,6 +41,7 @@ mod state_file;
 pub use appender::{AppendError, Appender, Sealing};
 pub use cache::{Cache, CacheOptions, Usage};
 pub use cached_log::{CachedLog, Drops};
+pub use content_file::{ContentFile, ContentFileError, PartFile, create_empty};
 pub use directory::{DiskError, OpenError};
 pub use intake::PutError;
 pub use log::{Commit, OriginLog, ReadError};
