@@ -9,6 +9,6 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export PATH=$PATH:/usr/sbin:/sbin DISTD_BIN=${DISTD_BIN:-$here/../target/debug}
 if [ "$(id -u)" -ne 0 ]; then
-  exec sudo --preserve-env=PATH,TMPDIR,DISTD_BIN,DISTD_KILLS,DISTD_OPTIONS python3 -B "$here/run.py" "$@"
+  exec sudo --preserve-env=PATH,TMPDIR,DISTD_BIN,DISTD_KILLS,DISTD_SWITCHES,DISTD_OPTIONS python3 -B "$here/run.py" "$@"
 fi
 exec python3 -B "$here/run.py" "$@"

@@ -19,7 +19,8 @@ use crate::unit::{BlockRange, MunroIndex};
 /// Frames whose bases must themselves be made of frames, one behind the other: releases that an update
 /// may have missed.
 pub(super) const CHAIN_MAX: u32 = 8;
-/// Frames that are weighed in one choice: what is beyond counts as not there.
+/// Frames of which the bases are weighed in one choice: those beyond count as not there. Frames without
+/// bases are not among them: whatever became of the others, they stay a way.
 const WEIGHED_MAX: u32 = 4096;
 
 /// What a choice rests on.
@@ -74,7 +75,8 @@ pub enum Account {
 
 /// The cheapest way to what is lacking of `wanted`, which is ascending.
 pub fn choose(view: &mut impl View, account: Account, wanted: &[BlockRange]) -> Choice {
-    let mut chooser = Chooser { view, account, taken: Choice::default(), weighed: 0 };
+    let (taken, ways) = (Choice::default(), BTreeMap::new());
+    let mut chooser = Chooser { view, account, taken, ways, weighed: 0 };
     for (munro, parts) in by_munro(wanted) {
         let parts = parts.into_iter().flat_map(|part| chooser.view.lacking(part)).collect();
         let parts = chooser.untaken(parts);
@@ -88,6 +90,10 @@ struct Chooser<'a, V> {
     view: &'a mut V,
     account: Account,
     taken: Choice,
+    /// The ways to the bases of frames that were weighed, by where these lie and how deep. Releases share
+    /// bases: without this, each is weighed as often as there are chains that lead to it, which is twice
+    /// as many with each release. What was taken since makes a way cheaper than it says here.
+    ways: BTreeMap<(u64, u32), Option<Choice>>,
     weighed: u32,
 }
 
@@ -229,29 +235,47 @@ impl<V: View> Chooser<'_, V> {
         within: &[BlockRange],
         depth: u32,
     ) -> Option<Choice> {
-        self.weighed += 1;
-        if self.weighed > WEIGHED_MAX {
-            return None;
-        }
         let mut bytes = self.view.price(frame)?;
         if self.account == Account::Shared {
             let brings = byte_len(&self.view.out_of_reach(frame.blocks()));
             bytes = bytes * byte_len(within) / brings.max(byte_len(within)).max(1);
         }
+        let mut way = self.bases(frame, depth)?;
+        way.bytes += bytes;
+        let chosen = Chosen { record: Arc::clone(record), entry: frame.clone(), part };
+        way.frames.insert(frame.blocks().start.0, chosen);
+        Some(way)
+    }
+
+    /// The cheapest way to what is lacking of a frame's bases; `None` if there is none so deep.
+    fn bases(&mut self, frame: &FrameEntry, depth: u32) -> Option<Choice> {
+        if frame.bases.is_empty() {
+            return Some(Choice::default());
+        }
+        let key = (frame.range.offset, depth);
+        if let Some(known) = self.ways.get(&key) {
+            return known.clone();
+        }
+        self.weighed += 1;
+        if self.weighed > WEIGHED_MAX {
+            return None;
+        }
         let mut lacking: Vec<BlockRange> =
             frame.bases.iter().flat_map(|base| self.view.out_of_reach(*base)).collect();
         lacking.sort_unstable_by_key(|blocks| blocks.start);
         let lacking = self.untaken(joined(&lacking));
-        let mut way = Choice { bytes, ..Choice::default() };
-        if !lacking.is_empty() {
-            let below = depth.checked_sub(1)?;
-            for (munro, parts) in by_munro(&lacking) {
-                way.add(self.munro(munro, &parts, below));
-            }
+        let mut way = Some(Choice::default());
+        for (munro, parts) in by_munro(&lacking) {
+            way = match (way, depth.checked_sub(1)) {
+                (Some(mut way), Some(below)) => {
+                    way.add(self.munro(munro, &parts, below));
+                    Some(way)
+                }
+                _ => None,
+            };
         }
-        let chosen = Chosen { record: Arc::clone(record), entry: frame.clone(), part };
-        way.frames.insert(frame.blocks().start.0, chosen);
-        Some(way)
+        self.ways.insert(key, way.clone());
+        way
     }
 }
 
@@ -412,6 +436,40 @@ mod tests {
         assert_eq!((choice.frames.len(), choice.bytes), (1, 9000));
         view.refused.extend(choice.frames.values().map(|chosen| chosen.entry.range.offset));
         assert_eq!(alone(&mut view, range(256, 64)).bytes, 80_000);
+    }
+
+    #[test]
+    fn a_newcomer_gets_full_frames_however_many_releases_there_were() {
+        // Each release changes a little of everything: its deltas need those of the one before.
+        let mut view = Plain::default();
+        for munro in 0..12 {
+            for place in 0..4 {
+                if munro > 0 {
+                    let before = (munro - 1) * PER_MUNRO + place * 64;
+                    let bases = [(before, 20), (before + 22, 20), (before + 44, 20)];
+                    view.add(Part::Update, delta_bin(munro, place), 900, &bases);
+                }
+                for inner in 0..4 {
+                    view.add(Part::Full, full_bin(munro, place * 4 + inner), 20_000, &[]);
+                }
+            }
+        }
+        for account in [Account::Alone, Account::Shared] {
+            for munro in [0, 4, 11] {
+                let wanted = [range(munro * PER_MUNRO, PER_MUNRO)];
+                let choice = choose(&mut view, account, &wanted);
+                carry_out(&view, &wanted, &choice);
+                let (bytes, full) = (choice.bytes, 16 * 20_000);
+                assert!(choice.plain.is_empty(), "{account:?}, release {munro}");
+                assert!(bytes * 10 <= full * 11, "{account:?}, release {munro}: {bytes} bytes");
+            }
+        }
+        // Who holds the first gets the last by deltas alone.
+        view.held.extend(0..PER_MUNRO);
+        let wanted = [range(8 * PER_MUNRO, PER_MUNRO)];
+        let choice = choose(&mut view, Account::Shared, &wanted);
+        carry_out(&view, &wanted, &choice);
+        assert!(choice.bytes < 8 * 4 * 1000, "{} bytes", choice.bytes);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::ppspp::engine::Class;
 use crate::unit::{BlockRange, ByteRange};
 
 use super::choice::{CHAIN_MAX, Choice, Chosen, by_munro, choose, subtract};
-use super::decode::{Decoded, decode};
+use super::decode::{Decoded, Refused, decode};
 use super::origin::{Claim, FRAMES_KIB_MAX, Origin, Sight};
 use super::{Haste, Job};
 
@@ -241,6 +241,9 @@ async fn unpack_one(
                     %error, bin = %entry.bin, offset, len,
                     "a frame cannot be used; its blocks are fetched another way"
                 );
+                if matches!(error, Refused::NoBase { .. }) {
+                    origin.pause_for_bases(&entry);
+                }
             }
             Ok(None)
         }

@@ -212,9 +212,14 @@ impl Origin {
     /// Does not try that frame for a while, unless its bytes did come.
     pub(super) fn pause(&self, frame: &FrameEntry) {
         if !self.shared.log.missing(frame.range.blocks()).is_empty() {
-            let until = Instant::now() + ABSENT_PAUSE;
-            self.refused.borrow_mut().put(frame.range.offset, Some(until));
+            self.pause_for_bases(frame);
         }
+    }
+
+    /// Does not try that frame for a while: of its bases, something does not come.
+    pub(super) fn pause_for_bases(&self, frame: &FrameEntry) {
+        let until = Instant::now() + ABSENT_PAUSE;
+        self.refused.borrow_mut().put(frame.range.offset, Some(until));
     }
 
     /// Says that the frame which makes `blocks` is being worked on.

@@ -40,8 +40,12 @@ impl Place {
     /// Opens what is there under a name, or under a path; not a symbolic link, not through one, and
     /// without waiting for a fifo or a device.
     pub(super) fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.resolve(path, flags, ResolveFlags::empty())
+    }
+
+    fn resolve(&self, path: &[u8], flags: OFlags, more: ResolveFlags) -> Result<OwnedFd, Errno> {
         let beneath =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | more;
         let mut flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         if !flags.contains(OFlags::PATH) {
             flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -109,7 +113,8 @@ impl Place {
         if depth >= REMOVE_DEPTH_MAX {
             return Err(Errno::LOOP);
         }
-        let below = self.directory(name)?;
+        // What is mounted there is not ours to empty.
+        let below = self.resolve(name, DIRECTORY, ResolveFlags::NO_XDEV).map(Self)?;
         // Its owner may have taken away from himself what this needs; if so, the next call says why.
         let _ = fchmod(&below.0, Mode::RWXU);
         let mut removed = 0;

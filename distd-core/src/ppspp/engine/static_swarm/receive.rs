@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use crate::limits::{CHUNK_BYTES, CONTENT_BYTES_MAX};
 use crate::ppspp::codec::{ChannelId, Message, Messages, decode, destination};
 use crate::tree::merkle::{
     BranchIndex, ContentShape, MerkleHash, MerkleTree, UnprovedError, find_shape, verify_last,
@@ -14,6 +15,7 @@ use super::super::channel::State;
 use super::super::interval::IntervalSet;
 use super::super::limits::AVAILABILITY_SPANS_MAX;
 use super::content::ranges_of;
+use super::handshake;
 use super::limits::{BAD_MAX, EVENTS_MAX};
 use super::source::{Source, Unproved};
 use super::{StaticEvent, StaticSwarm};
@@ -82,6 +84,14 @@ impl StaticSwarm {
             }
             return;
         };
+        // A handshake sets how the messages behind it are read: one that differs from what was agreed
+        // would have them mean something else.
+        let first = usize::from(channel.state == State::Opening);
+        if messages.clone().skip(first).any(|message| self.is_another_handshake(&message)) {
+            self.counters.bad_datagrams += 1;
+            return;
+        }
+        let Some(channel) = self.channels.get_mut(&local) else { return };
         if channel.state != State::Open && !self.on_first(now, local, messages.clone()) {
             return;
         }
@@ -94,6 +104,16 @@ impl StaticSwarm {
         }
         if let Err(reason) = self.prove_kept(now, local) {
             self.close(now, local, reason);
+        }
+    }
+
+    /// Whether a message is a handshake with other options than this swarm's.
+    fn is_another_handshake(&self, message: &Message<'_>) -> bool {
+        match message {
+            Message::Handshake(handshake) if !handshake.is_closing() => {
+                handshake::check(&handshake.options, &self.content.id, false).is_err()
+            }
+            _ => false,
         }
     }
 
@@ -162,6 +182,8 @@ impl StaticSwarm {
                     channel.rtt.sample(now, sample);
                 }
             }
+            // No content has these.
+            Message::Have(chunks) if chunks.end.0 > CONTENT_BYTES_MAX / CHUNK_BYTES => {}
             Message::Have(chunks) => {
                 let availability = &mut channel.source.availability;
                 if availability.len() < AVAILABILITY_SPANS_MAX {
@@ -173,13 +195,14 @@ impl StaticSwarm {
             }
             Message::Integrity { chunks, hash } => return self.on_integrity(local, chunks, hash),
             Message::Request(chunks) => {
-                if !channel.serve.refuses() {
-                    let round_trip = channel.rtt.minimum();
-                    let held = &self.content.held;
-                    for (start, end) in held.iter_within(chunks.start.0, chunks.end.0) {
-                        if let Some(held) = ChunkRange::new(start, end) {
-                            channel.serve.on_request(now, held, round_trip);
-                        }
+                let round_trip = channel.rtt.minimum();
+                let held = &self.content.held;
+                for (start, end) in held.iter_within(chunks.start.0, chunks.end.0) {
+                    if channel.serve.refuses() {
+                        break;
+                    }
+                    if let Some(held) = ChunkRange::new(start, end) {
+                        channel.serve.on_request(now, held, round_trip);
                     }
                 }
             }

@@ -124,7 +124,8 @@ impl Serve {
         }
     }
 
-    /// A REQUEST for chunks that are held. A glutton is choked and its queue dropped (RFC 7574 §3.9).
+    /// A REQUEST for chunks that are held, of which as many are taken as there is room for: what is left
+    /// will be asked for again. Who asks for crumbs is choked, and its queue dropped (RFC 7574 §3.9).
     /// `round_trip` is the least that the path takes.
     pub(super) fn on_request(&mut self, now: Instant, chunks: ChunkRange, round_trip: Duration) {
         let mut wanted = IntervalSet::default();
@@ -147,12 +148,11 @@ impl Serve {
             self.sent_of_late = IntervalSet::default();
         }
         for (start, end) in wanted.iter() {
-            if let Some(chunks) = ChunkRange::new(start, end) {
-                self.asked.push(chunks);
-            }
+            let room = REQUESTED_CHUNKS_MAX.saturating_sub(self.asked.chunks());
+            let Some(chunks) = ChunkRange::new(start, end.min(start + room)) else { break };
+            self.asked.push(chunks);
         }
-        let (queued, ranges) = (self.asked.chunks(), self.asked.ranges());
-        if queued > REQUESTED_CHUNKS_MAX || ranges > REQUESTED_RANGES_MAX {
+        if self.asked.ranges() > REQUESTED_RANGES_MAX {
             self.asked = Asked::default();
             self.repeated = IntervalSet::default();
             self.choked_until = Some(now + CHOKE);

@@ -272,6 +272,53 @@ fn a_glutton_of_a_static_swarm_is_choked_and_told_so_again() {
 }
 
 #[test]
+fn a_later_handshake_does_not_change_what_chunks_are() {
+    let id = grown(MerkleFunction::Sha256, b"x").id();
+    let mut now = Instant::now();
+    let options = StaticOptions { rng_seed: [5; 32], id, bytes: None, tree: None };
+    let mut engine = StaticSwarm::new(options, now).expect("a swarm");
+    engine.connect(now, STRANGER);
+    let question = answers(&mut engine, now).remove(0);
+    let message = decode(&question, &WireProfile::STATIC).expect("valid").next();
+    let Some(Message::Handshake(handshake)) = message else { panic!("{message:?}") };
+    let (ours, source) = (handshake.source.0, ChannelId(77));
+    let answer = Message::Handshake(Handshake { source, options: old_options(&id) });
+    ask(&mut engine, now, &datagram(ours, &[answer]));
+    // Other addressing, and a chunk that this swarm's cannot name.
+    let far = (1u64 << 40).to_be_bytes();
+    let other = [&ours.to_be_bytes()[..], &[0, 0, 0, 0, 77, 6, 4, 0xff, 3], &far, &far].concat();
+    let bad = engine.counters.bad_datagrams;
+    for question in [[&ours.to_be_bytes()[..], &other[4..]].concat(), other] {
+        ask(&mut engine, now, &question);
+    }
+    assert_eq!(engine.counters.bad_datagrams, bad + 2);
+    // Nor one that no content has.
+    let last = ChunkRange::new(u32::MAX.into(), 1 << 32).expect("one");
+    ask(&mut engine, now, &datagram(ours, &[Message::Have(last)]));
+    for _ in 0..20 {
+        now += Duration::from_millis(250);
+        engine.handle_timeout(now);
+        for said in answers(&mut engine, now) {
+            let asks = decode(&said, &WireProfile::STATIC).expect("valid");
+            assert!(asks.into_iter().all(|message| !matches!(message, Message::Request(_))));
+        }
+    }
+}
+
+#[test]
+fn a_request_for_more_than_is_queued_is_served_as_far_as_there_is_room() {
+    let file = content(200_000, 6);
+    let (mut engine, id, now) = seeder(&file);
+    let channel = opened(&mut engine, &id, now, old_options(&id));
+    let all = ChunkRange::new(0, u32::MAX.into()).expect("many");
+    let said: Vec<_> = (0..3)
+        .flat_map(|_| ask(&mut engine, now, &datagram(channel, &[Message::Request(all)])))
+        .collect();
+    let said = said.iter().flat_map(|d| decode(d, &WireProfile::STATIC).expect("valid"));
+    assert!(!said.into_iter().any(|message| message == Message::Choke));
+}
+
+#[test]
 fn requests_that_are_not_answered_are_made_again_before_long() {
     let file = content(100_000, 5);
     let tree = grown(MerkleFunction::Sha256, &file);
