@@ -5,6 +5,7 @@ usage: alone.py MODULE NAME SCRATCH      (started by run.py through unshare; nev
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import traceback
@@ -26,6 +27,8 @@ def main():
     subprocess.run(["mount", "-t", "fusectl", "none", "/sys/fs/fuse/connections"], check=False, capture_output=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     os.umask(0o022)
+    # A shell's background job ignores it, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     promise = promises.load(module, name)
     before = leftovers.of_namespace(scratch)
     try:
