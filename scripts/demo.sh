@@ -78,7 +78,7 @@ done
 say "The origin: init, publish v1 and v2, serve"
 distd-origin init
 distd-origin publish "$work/releases/v1" --track stable --release v1
-time distd-origin publish "$work/releases/v2" --track beta --release v2
+time distd-origin publish "$work/releases/v2" --track stable --release v2
 distd-origin list
 distd-origin diff v1 v2 | tail -n 3
 # Port 0 lets the kernel choose one that is free.
@@ -95,7 +95,7 @@ done
 printf 'serving at %s\n' "$url"
 
 say "A node: mount v1, with an empty cache"
-time distd-fs mount "$url/stable" "$mnt" -o "cache=$cache,background=none"
+time distd-fs mount "$url/stable@v1" "$mnt" -o "cache=$cache,background=none"
 printf 'fetched for the mount: %s\n' "$(human "$(fetched)")"
 big=$(find "$mnt" -type f -name '*.ko*' -size +1M -print -quit)
 [ -n "$big" ] || big=$(find "$mnt" -type f -size +64k ! -name image.erofs -print -quit)
@@ -113,7 +113,7 @@ costs "the rest of v1 (the image's blocks were its files' blocks)" compare "$wor
 distd-fs umount "$mnt"
 
 say "The update: v2, on the same cache"
-distd-fs mount "$url/beta" "$mnt" -o "cache=$cache,background=none"
+distd-fs mount "$url/stable" "$mnt" -o "cache=$cache,background=none"
 costs "all of v2" compare "$work/releases/v2" "$mnt"
 size=$(du -sb "$work/releases/v2" | cut -f1)
 printf 'of %s in v2, %s came over the network; the rest was in the cache\n' "$(human "$size")" "$(human "$(fetched)")"
