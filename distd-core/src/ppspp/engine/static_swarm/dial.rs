@@ -184,6 +184,10 @@ impl StaticSwarm {
     /// A half-open handshake is proved: its address echoed our channel id in datagram 3.
     pub(super) fn promote(&mut self, now: Instant, local: ChannelId, from: SocketAddr) -> bool {
         let Some(entry) = self.half_open.take(now, local, from) else { return false };
+        // There was room at datagram 1.
+        if self.channels.len() >= CHANNELS_MAX {
+            return false;
+        }
         let cursor = self.cursor();
         let mut channel = Channel::new(now, from, false, cursor);
         channel.on_round_trip(now, now.saturating_duration_since(entry.since));

@@ -171,6 +171,7 @@ impl Serve {
     /// CANCEL, or a HAVE, which is one too: RFC 7574 3.8. An unknown one is ignored.
     pub(super) fn on_cancel(&mut self, chunks: ChunkRange) {
         self.asked.forget(chunks);
+        self.repeated.remove(chunks.start.0, chunks.end.0);
         for (piece, _) in self.sent.overlapping(chunks) {
             // It will not be acknowledged, and is no loss either.
             self.sent.forget(piece.start.0);
@@ -303,6 +304,10 @@ impl Serve {
             }
             self.sent.add(chunk, bytes);
             self.sent_of_late.insert(chunk, chunk + 1);
+            // Who asks for crumbs gets hashes a second time rather than fill this.
+            if self.sent_of_late.len() > AVAILABILITY_SPANS_MAX {
+                self.sent_of_late = IntervalSet::default();
+            }
             self.data_sent_bytes += payload.len() as u64;
             left = left.saturating_sub(bytes);
         }
